@@ -1,0 +1,1 @@
+"""Evaluation: predictions, judges, statistics, tables and the report."""

@@ -1,0 +1,1 @@
+"""ImageChain: everything that LLaVA-NeXT lacks, under one name so that the overlay replaces nothing else."""

@@ -1,0 +1,203 @@
+"""One dataclass per stage: YAML files first, command-line flags override, all problems in one message."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+Config = TypeVar("Config")
+
+
+def option(
+    default: Any = dataclasses.MISSING, *, help: str, choices: Sequence[Any] | None = None, flag: str | None = None
+) -> Any:
+    """Declare one setting of a config dataclass.
+
+    Args:
+        default: Default value; left out, the setting is required. Lists are copied.
+        help: One line with the unit.
+        choices: The allowed values.
+        flag: Another command-line name, without dashes (`output_dir` is `--output-dir` by itself).
+
+    Returns:
+        A dataclass field.
+    """
+    metadata = {"help": help, "choices": tuple(choices) if choices else None, "flag": flag}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, missing or has a wrong value."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return " (did you mean X?)" when a known name is close, else the list of the known ones."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
+
+
+def parse_config(config_class: type[Config], argv: Sequence[str] | None, *, program: str, description: str) -> Config:
+    """Build a config from `--config FILE ...` and flags; print every problem at once and leave with status 2.
+
+    Args:
+        config_class: A dataclass whose fields are declared with `option`.
+        argv: The arguments without the program name; None reads sys.argv.
+        program: Shown as the command in help and errors.
+        description: Shown at the head of the help.
+
+    Returns:
+        The config.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(config_class, program, description)
+    values = vars(parser.parse_args(arguments))
+    files = values.pop("config", None) or []
+    try:
+        return build_config(config_class, [*[_read_yaml(path) for path in files], values], parse_text=True)
+    except ConfigError as error:
+        parser.exit(2, f"{program}: {error}\n")
+
+
+def build_config(config_class: type[Config], layers: Sequence[dict[str, Any]], *, parse_text: bool = False) -> Config:
+    """Build a config from layers of settings, later ones winning.
+
+    Raises:
+        ConfigError: With all unknown, missing and wrong settings.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(config_class)
+    problems: list[str] = []
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            name = key.replace("-", "_")
+            if name not in fields:
+                problems.append(f"unknown setting {key!r}{nearest(name, list(fields))}")
+                continue
+            try:
+                merged[name] = _convert(value, hints[name], parse_text)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+                continue
+            choices = fields[name].metadata.get("choices")
+            for item in merged[name] if isinstance(merged[name], list) else [merged[name]]:
+                if choices and item is not None and item not in choices:
+                    problems.append(f"{name}: unknown value {item!r}{nearest(str(item), [str(c) for c in choices])}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in merged and not any(problem.startswith(f"{name}:") for problem in problems):
+            problems.append(f"--{_flag(field)} is required: {field.metadata.get('help', '')}")
+    if problems:
+        raise ConfigError(
+            "; ".join(problems) if len(problems) == 1 else "\n  - ".join(["several settings are wrong:", *problems])
+        )
+    return config_class(**merged)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as JSON values (paths become text)."""
+    return {key: str(value) if isinstance(value, Path) else [str(v) if isinstance(v, Path) else v for v in value] if isinstance(value, (list, tuple)) else value
+            for key, value in dataclasses.asdict(config).items()}  # fmt: skip
+
+
+def _flag(field: dataclasses.Field[Any]) -> str:
+    return field.metadata.get("flag") or field.name.replace("_", "-")
+
+
+def _parser(config_class: type, program: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--config", nargs="+", metavar="FILE", help="YAML files of settings, later ones win; flags win over all"
+    )
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        kind, is_list, _ = _unwrap(hints[field.name])
+        help_text = field.metadata.get("help", "")
+        if choices := field.metadata.get("choices"):
+            help_text += f" ({', '.join(map(str, choices))})"
+        if field.default is not dataclasses.MISSING and field.default is not None and field.default != "":
+            help_text += f" [{field.default}]"
+        names = [f"--{_flag(field)}"]
+        if "_" in field.name and names[0].count("-") > 2:
+            names.append(f"--{field.name}")
+        settings: dict[str, Any] = {"dest": field.name, "help": help_text.replace("%", "%%")}
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings["metavar"] = {"Path": "PATH", "int": "N", "float": "X"}.get(kind.__name__, "TEXT")
+            if is_list:
+                settings["nargs"] = "+"
+        parser.add_argument(*names, **settings)
+    return parser
+
+
+def _unwrap(hint: Any) -> tuple[type, bool, bool]:
+    """Return (element type, is a list, may be None) of a field annotation."""
+    optional = False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [part for part in typing.get_args(hint) if part is not type(None)]
+        optional = len(inner) < len(typing.get_args(hint))
+        hint = inner[0]
+    if typing.get_origin(hint) is list:
+        return typing.get_args(hint)[0], True, optional
+    if typing.get_origin(hint) is typing.Literal:
+        return str, False, optional
+    return hint, False, optional
+
+
+def _convert(value: Any, hint: Any, parse_text: bool) -> Any:
+    kind, is_list, optional = _unwrap(hint)
+    if value is None or (optional and parse_text and value == "none"):
+        if optional:
+            return None
+        raise ValueError("a value is needed, found nothing")
+    if is_list:
+        return [_convert_one(item, kind) for item in (value if isinstance(value, (list, tuple)) else [value])]
+    return _convert_one(value, kind)
+
+
+def _convert_one(value: Any, kind: type) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"true or false was wanted, found {value!r}")
+    if kind in (int, float):
+        try:
+            number = float(value) if not isinstance(value, bool) else None
+        except (TypeError, ValueError):
+            number = None
+        if number is None or (kind is int and number != int(number)):
+            raise ValueError(f"{'a whole number' if kind is int else 'a number'} was wanted, found {value!r}")
+        return int(number) if kind is int else number
+    if kind is Path:
+        return Path(value).expanduser()
+    if kind is str:
+        return str(value)
+    return value
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"config file {path}: settings (name: value) were wanted, found {type(loaded).__name__}")
+    return loaded

@@ -1,0 +1,1 @@
+"""Stories: where the data comes from (the story world, StoryFrames)."""
