@@ -78,37 +78,43 @@ def build_config(config_class: type[Config], layers: Sequence[dict[str, Any]], *
     fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(config_class)
     problems: list[str] = []
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            name = key.replace("-", "_")
-            if name not in fields:
-                problems.append(f"unknown setting {key!r}{nearest(name, list(fields))}")
-                continue
-            try:
-                merged[name] = _convert(value, hints[name], parse_text)
-            except ValueError as error:
-                problems.append(f"{name}: {error}")
-                continue
-            choices = fields[name].metadata.get("choices")
-            for item in merged[name] if isinstance(merged[name], list) else [merged[name]]:
-                if choices and item is not None and item not in choices:
-                    problems.append(f"{name}: unknown value {item!r}{nearest(str(item), [str(c) for c in choices])}")
+    values: dict[str, Any] = {}
+    for key, value in (item for layer in layers for item in layer.items()):
+        name = key.replace("-", "_")
+        if name not in fields:
+            problems.append(f"unknown setting {key!r}{nearest(name, list(fields))}")
+            continue
+        try:
+            values[name] = _convert(value, hints[name], parse_text)
+            _check_choices(values[name], fields[name].metadata.get("choices"))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            values.setdefault(name, None)
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in merged and not any(problem.startswith(f"{name}:") for problem in problems):
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"--{_flag(field)} is required: {field.metadata.get('help', '')}")
     if problems:
         raise ConfigError(
-            "; ".join(problems) if len(problems) == 1 else "\n  - ".join(["several settings are wrong:", *problems])
+            problems[0] if len(problems) == 1 else "\n  - ".join(["several settings are wrong:", *problems])
         )
-    return config_class(**merged)
+    return config_class(**values)
 
 
 def to_json(config: Any) -> dict[str, Any]:
     """Return a config dataclass as JSON values (paths become text)."""
-    return {key: str(value) if isinstance(value, Path) else [str(v) if isinstance(v, Path) else v for v in value] if isinstance(value, (list, tuple)) else value
-            for key, value in dataclasses.asdict(config).items()}  # fmt: skip
+    return {key: _json_value(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _check_choices(value: Any, choices: Sequence[Any] | None) -> None:
+    for item in value if isinstance(value, list) else [value]:
+        if choices and item is not None and item not in choices:
+            raise ValueError(f"unknown value {item!r}{nearest(str(item), [str(choice) for choice in choices])}")
 
 
 def _flag(field: dataclasses.Field[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, JSONL that survives an interruption, hashes, paths that stay inside."""
+"""Files that are whole or absent: atomic writes, JSONL that survives an interruption, hashes, safe paths."""
 
 from __future__ import annotations
 

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Set up everything and run all checks: formatting, lint, types, shell scripts, tests.
+#
+# usage: bash scripts/test.sh [PYTEST ARGUMENT ...]
+#
+#   With arguments only pytest runs, with these arguments (bash scripts/test.sh tests/unit -k labels).
+#
+# settings (environment):
+#   JOBS    test processes (default: number of processors, at most 4)
+#
+# What the system lacks (a browser, ffmpeg, ninja) is a skip with its reason; nothing is installed outside .venv.
+set -euo pipefail
+
+if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
+  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+  exit 0
+fi
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh train eval judge decord torchcodec bench dev
+: "${VENV:=.venv}"
+export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=Agg
+processors=$(getconf _NPROCESSORS_ONLN)
+: "${JOBS:=$((processors > 4 ? 4 : processors))}"
+
+if (($#)); then
+  exec python -m pytest "$@"
+fi
+
+mapfile -t shell_files < <(find scripts .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -name run \))
+echo "== ruff" && ruff check . && ruff format --check --quiet .
+echo "== mypy" && mypy
+echo "== shellcheck" && shellcheck "${shell_files[@]}"
+echo "== pytest" && python -m pytest --numprocesses "$JOBS" --dist loadfile --durations 15

@@ -1,0 +1,69 @@
+"""Settings: YAML files, flags, and errors that name everything that is wrong."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from llava.imagechain.config import ConfigError, build_config, option, parse_config, to_json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    stories: Path = option(help="folder")
+    rate: float = option(2e-5, help="learning rate")
+    epochs: int = option(3, help="passes")
+    variant: str = option("imagechain", help="variant", choices=("imagechain", "final_scene"))
+    roots: list[Path] = option([], help="folders")
+    limit: int | None = option(None, help="stories")
+    resume: bool = option(True, help="continue")
+
+
+def parse(*argv):
+    return parse_config(Settings, argv, program="demo", description="demo")
+
+
+def test_flags_win_over_later_files_which_win_over_earlier_files(tmp_path):
+    (tmp_path / "a.yaml").write_text("stories: here\nrate: 1.0e-3\nepochs: 5\n")
+    (tmp_path / "b.yaml").write_text("rate: 0.01\n")
+    settings = parse("--config", str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "--epochs", "7")
+    assert (settings.stories, settings.rate, settings.epochs) == (Path("here"), 0.01, 7)
+
+
+def test_scientific_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
+    (tmp_path / "a.yaml").write_text("stories: here\nrate: 2e-5\n")
+    assert parse("--config", str(tmp_path / "a.yaml")).rate == 2e-5
+
+
+def test_an_unknown_key_names_the_nearest_known_one():
+    with pytest.raises(ConfigError, match=r"unknown setting 'epoch'.*'epochs'"):
+        build_config(Settings, [{"stories": "x", "epoch": 3}])
+
+
+def test_all_problems_are_in_one_message(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse("--epochs", "2.5", "--variant", "imagechian")
+    message = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert "--stories is required" in message
+    assert "epochs: a whole number was wanted, found '2.5'" in message
+    assert "did you mean 'imagechain'" in message
+
+
+def test_lists_booleans_and_none_are_read_from_flags():
+    settings = parse("--stories", "s", "--roots", "a", "b", "--no-resume", "--limit", "none")
+    assert settings.roots == [Path("a"), Path("b")]
+    assert settings.resume is False
+    assert settings.limit is None
+
+
+def test_a_config_becomes_json_values():
+    assert to_json(parse("--stories", "s", "--roots", "a"))["roots"] == ["a"]
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n"])
+def test_a_broken_config_file_is_named(tmp_path, capsys, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        parse("--config", str(tmp_path / "bad.yaml"))
+    assert "bad.yaml" in capsys.readouterr().err
