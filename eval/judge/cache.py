@@ -1,0 +1,52 @@
+"""Answers of language-model judges, kept for ever under the hash of everything that decides them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+
+
+def default_cache_path() -> Path:
+    """Return the user's cache file, shared by all runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "imagechain" / "judge.sqlite"
+
+
+class AnswerCache:
+    """Raw answers by request hash in one SQLite file; several processes may use it at once (write-ahead log).
+
+    Args:
+        path: The file; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | str | None) -> None:
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(str(path or ":memory:"), timeout=60, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=NORMAL")
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS answers"
+            " (key TEXT PRIMARY KEY, answer TEXT NOT NULL, model TEXT NOT NULL, asked_at TEXT NOT NULL)"
+        )
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return the answers that are known."""
+        found = {}
+        for key in keys:
+            row = self._database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+            if row is not None:
+                found[key] = row[0]
+        return found
+
+    def put(self, key: str, answer: str, model: str) -> str:
+        """Keep an answer and return the one that counts: where another process was faster, its answer."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", (key, answer, model, now))
+        return self.get_many([key])[key]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()

@@ -1,0 +1,171 @@
+"""Read run folders: predictions.jsonl with their judgments.jsonl, as simrate, tables and report need them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.imagechain.files import read_json, read_jsonl, sha256_json
+
+PREDICTIONS = "predictions.jsonl"
+JUDGMENTS = "judgments.jsonl"
+CONTROLS = {
+    "blank_images": "blank images",
+    "other_text": "another story's earlier text",
+    "shuffled_scenes": "scenes shuffled",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One row of predictions.jsonl."""
+
+    story_id: str
+    num_scenes: int
+    prediction: str
+    reference: str
+    dropped_scenes: int
+
+    @property
+    def pair_sha256(self) -> str:
+        """The hash that ties a judgment to exactly these two texts."""
+        return sha256_json([self.reference, self.prediction])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A prediction with its verdict; None = unscored (not judged, a failed call, or judged before it changed)."""
+
+    row: Prediction
+    verdict: str | None
+    parsed: bool
+    answer: str | None
+    error: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """All rows of one prediction run."""
+
+    path: Path
+    variant: str
+    train_context: str | None
+    control: str | None
+    rows: tuple[Judged, ...]
+    judge: str | None
+    stories: str | None
+    skipped: int
+
+    def by_id(self) -> dict[str, Judged]:
+        """Return the rows by story id."""
+        return {judged.row.story_id: judged for judged in self.rows}
+
+
+def read_predictions(path: Path) -> tuple[list[Prediction], list[dict[str, Any]], dict[str, Any]]:
+    """Read predictions.jsonl.
+
+    Returns:
+        The usable rows, the others as {"id", "reason"}, and what all rows share (variant, train_context, control).
+
+    Raises:
+        ValueError: No row, a malformed line, or rows of several runs in one file.
+    """
+    rows: dict[str, Prediction] = {}
+    skipped: list[dict[str, Any]] = []
+    shared: list[dict[str, Any]] = []
+    raw_rows = read_jsonl(path)
+    for raw in raw_rows:
+        story_id = raw.get("id")
+        if reason := _wrong(raw):
+            skipped.append({"id": story_id if isinstance(story_id, str) else None, "reason": reason})
+        elif story_id in rows:
+            skipped.append({"id": story_id, "reason": "the id was met before; the first row counts"})
+        else:
+            rows[str(story_id)] = Prediction(
+                story_id=str(story_id),
+                num_scenes=raw["num_scenes"],
+                prediction=_storable(raw["prediction"]),
+                reference=_storable(raw["reference"]),
+                dropped_scenes=int(raw.get("dropped_scenes") or 0),
+            )
+            kind = {"variant": raw["variant"], "train_context": raw.get("train_context"), "control": raw.get("control")}
+            shared += [kind] if kind not in shared else []
+    if not rows:
+        raise ValueError(f"{path}: rows made by eval.predict were wanted, found {len(raw_rows)} rows, none usable")
+    if len(shared) > 1:
+        raise ValueError(f"{path}: rows of one run were wanted, found {' and '.join(map(str, shared[:3]))}")
+    return list(rows.values()), skipped, shared[0]
+
+
+def _wrong(raw: dict[str, Any]) -> str | None:
+    for name, kind in (("id", str), ("variant", str), ("prediction", str), ("reference", str), ("num_scenes", int)):
+        if not isinstance(raw.get(name), kind) or isinstance(raw.get(name), bool):
+            found = type(raw.get(name)).__name__ if name in raw else "nothing"
+            return f"{name}: {'a whole number' if kind is int else 'text'} was wanted, found {found}"
+    return None
+
+
+def _storable(text: str) -> str:
+    """Replace half characters (JSON can carry them, files in UTF-8 cannot)."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read a run folder; a judgment counts only for the very texts it was given for.
+
+    Raises:
+        ValueError: A file is missing or malformed.
+    """
+    if not (folder / PREDICTIONS).is_file():
+        raise ValueError(f"{folder}: a run folder with {PREDICTIONS} (made by eval.predict) was wanted")
+    predictions, _, shared = read_predictions(folder / PREDICTIONS)
+    judgments = read_jsonl(folder / JUDGMENTS) if (folder / JUDGMENTS).is_file() else []
+    by_id = {row["id"]: row for row in judgments if isinstance(row.get("id"), str)}
+    run_json = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    config = run_json.get("config", {}) if isinstance(run_json, dict) else {}
+    names = sorted({str(row["judge"]) for row in judgments if row.get("judge")})
+    skipped = folder / "skipped.jsonl"
+    return RunFolder(
+        path=folder,
+        variant=shared["variant"],
+        train_context=shared["train_context"],
+        control=shared["control"],
+        rows=tuple(_judged(row, by_id.get(row.story_id)) for row in predictions),
+        judge=" and ".join(names) or None,
+        stories=str(config["stories"]) if isinstance(config, dict) and config.get("stories") else None,
+        skipped=len(read_jsonl(skipped)) if skipped.is_file() else 0,
+    )
+
+
+def _judged(row: Prediction, judgment: dict[str, Any] | None) -> Judged:
+    if judgment is None or judgment.get("pair_sha256") != row.pair_sha256:
+        reason = "not judged yet" if judgment is None else "the prediction changed after it was judged"
+        return Judged(row=row, verdict=None, parsed=False, answer=None, error=reason)
+    verdict = judgment.get("verdict")
+    return Judged(
+        row=row,
+        verdict=verdict if verdict in ("yes", "no") else None,
+        parsed=judgment.get("parsed") is True,
+        answer=judgment.get("answer") if isinstance(judgment.get("answer"), str) else None,
+        error=judgment.get("error") if isinstance(judgment.get("error"), str) else None,
+    )
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunFolder]:
+    """Read several run folders; all problems in one message.
+
+    Raises:
+        ValueError: With every folder that cannot be read.
+    """
+    runs: list[RunFolder] = []
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except (OSError, ValueError) as error:  # noqa: PERF203
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n  - ".join(["some runs cannot be read:", *problems]) if len(problems) > 1 else problems[0])
+    return runs
