@@ -1,0 +1,1 @@
+"""The story world's language and its exact judge."""
