@@ -10,14 +10,14 @@ PLACEHOLDER = re.compile(r"\{(reference|prediction)\}")
 # Every special token of the chat formats in use starts with one of these: <|eot_id|>, <s>, </s>, <end_of_turn>, [INST].
 OPENING = re.compile(r"([<\[＜﹤［])(?=\S)")
 HEADING = re.compile(r"[#＃]{2,}")
-ROLE = re.compile(r"\b(system|user|assistant|human|instruction|response)\s*[:：]", re.IGNORECASE)
+ROLE = re.compile(r"\b(system|user|assistant|human|model|instruction|response|caption)\s*[:：]", re.IGNORECASE)
 
 
 def neutralize(text: str) -> str:
     """Make an untrusted caption unable to start a turn, a section or a special token, in any chat format.
 
     Line breaks and runs of white space become one space, control characters go, a space after each opening bracket
-    breaks special tokens, section heads lose their marks and role names their colon. Ordinary captions stay the same.
+    breaks special tokens, section heads lose their marks, role and section names their colon. Ordinary captions stay the same.
     """
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = " ".join(text.split())
