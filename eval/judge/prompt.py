@@ -17,7 +17,8 @@ def neutralize(text: str) -> str:
     """Make an untrusted caption unable to start a turn, a section or a special token, in any chat format.
 
     Line breaks and runs of white space become one space, control characters go, a space after each opening bracket
-    breaks special tokens, section heads lose their marks, role and section names their colon. Ordinary captions stay the same.
+    breaks special tokens, section heads lose their marks, role and section names their colon. Ordinary
+    captions stay the same.
     """
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = " ".join(text.split())
