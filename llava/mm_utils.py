@@ -63,9 +63,13 @@ def extract_patches(image: Image.Image, patch_size: int, overlap_ratio: float) -
         raise ValueError(f"patch_size > 0 and 0 <= overlap_ratio < 1 were wanted, found {patch_size}, {overlap_ratio}.")
     stride = int(patch_size * (1 - overlap_ratio))
     counts = [(length - patch_size) // stride + 1 for length in image.size]
-    starts = [(length - (count - 1) * stride - patch_size) // 2 for length, count in zip(image.size, counts, strict=True)]
+    starts = [
+        (length - (count - 1) * stride - patch_size) // 2 for length, count in zip(image.size, counts, strict=True)
+    ]
     corners = [
-        (starts[0] + column * stride, starts[1] + row * stride) for row in range(counts[1]) for column in range(counts[0])
+        (starts[0] + column * stride, starts[1] + row * stride)
+        for row in range(counts[1])
+        for column in range(counts[0])
     ]
     return [image.crop((x, y, x + patch_size, y + patch_size)) for x, y in corners]
 

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ def attention_implementation(wanted: str | None) -> str:
 
 def accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Return those arguments that a function takes; all of them when it takes any keyword."""
+    if not arguments:
+        return arguments
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments
@@ -51,8 +53,8 @@ def accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[st
 
 def load_image_processor(source: str) -> Any:
     """Load the CLIP image processor of a folder or hub name, on its PIL backend (exact and free of torchvision)."""
-    processor_class = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
-    return processor_class.from_pretrained(source)
+    name = "CLIPImageProcessorPil" if hasattr(transformers, "CLIPImageProcessorPil") else "CLIPImageProcessor"
+    return getattr(transformers, name).from_pretrained(source)
 
 
 def clip_layer_masks(layer: torch.nn.Module) -> tuple[None, ...]:
@@ -68,6 +70,22 @@ def gathered(parameters: Iterable[torch.nn.Parameter]) -> contextlib.AbstractCon
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0)
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """Keep the library from reporting missing weights while a load runs that fills them afterwards."""
+    library = logging.getLogger("transformers.modeling_utils")
+    words = ("LOAD REPORT", "newly initialized")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not any(word in record.getMessage() for word in words)
+
+    library.addFilter(keep)
+    try:
+        yield
+    finally:
+        library.removeFilter(keep)
 
 
 def is_distributed() -> bool:

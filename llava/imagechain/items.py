@@ -76,7 +76,9 @@ def _kind(entry: Any) -> str:
     if entry in ("image", "video", "text", SEQUENCE, CACHED_SEQUENCE):
         return entry
     if isinstance(entry, str):
-        raise ValueError(f"modalities: image, video, text, {SEQUENCE} or {CACHED_SEQUENCE} was wanted, found {entry!r}.")
+        raise ValueError(
+            f"modalities: image, video, text, {SEQUENCE} or {CACHED_SEQUENCE} was wanted, found {entry!r}."
+        )
     return "image"
 
 
@@ -86,7 +88,9 @@ def _item(image: Any, kind: str, index: int) -> Item:
     if not isinstance(image, torch.Tensor):
         raise ValueError(f"Sample {index}: a list of scenes goes with modality {SEQUENCE!r}, found {kind!r}.")
     if image.ndim not in (3, 4):
-        raise ValueError(f"Sample {index}: an image of shape (3, H, W) or (T, 3, H, W) was wanted, found {tuple(image.shape)}.")
+        raise ValueError(
+            f"Sample {index}: an image of shape (3, H, W) or (T, 3, H, W) was wanted, found {tuple(image.shape)}."
+        )
     return Item(kind=kind, index=index, blocks=[image if image.ndim == 4 else image[None]])
 
 

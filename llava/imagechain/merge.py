@@ -147,7 +147,9 @@ def _tile_tokens(features_TND: torch.Tensor, size: Size | None, rules: MergeRule
         merged = functional.max_pool2d(_plane(grid), 2).flatten(1).transpose(0, 1)
     elif "unpad" in rules.merge_type:
         if size is None:
-            raise ValueError("image_sizes is needed to cut the padding off anyres tiles; pass (width, height) per image.")
+            raise ValueError(
+                "image_sizes is needed to cut the padding off anyres tiles; pass (width, height) per image."
+            )
         plane = _shrink(unpad_image(_plane(grid), size), aspect, rules)
         merged = _with_line_ends(plane.permute(1, 2, 0), rules)
     else:

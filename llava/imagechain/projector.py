@@ -83,5 +83,7 @@ def build_vision_resampler(config: Any, **kwargs: Any) -> nn.Module:
     try:
         from llava.model.multimodal_resampler.builder import build_vision_resampler as build_in_checkout
     except ImportError as error:
-        raise ValueError(f"mm_resampler_type {kind!r} needs a LLaVA-NeXT checkout under this package: {error}") from error
+        raise ValueError(
+            f"mm_resampler_type {kind!r} needs a LLaVA-NeXT checkout under this package: {error}"
+        ) from error
     return build_in_checkout(config, **kwargs)

@@ -96,14 +96,20 @@ class CLIPVisionTower(nn.Module):
         folder = _local_folder(self.vision_tower_name)
         found = {_plain(name): tensor for name, tensor in read_tensors(folder, lambda n: _plain(n) in wanted).items()}
         if absent := sorted(wanted - set(found)):
-            raise ValueError(f"Vision weights missing in the checkpoint and in the tower folder {folder}: {_shown(absent)}.")
-        wrong = sorted(n for n in wanted if not hasattr(parameters[n], "ds_id") and found[n].shape != parameters[n].shape)
+            raise ValueError(
+                f"Vision weights missing in the checkpoint and in the tower folder {folder}: {_shown(absent)}."
+            )
+        wrong = sorted(
+            n for n in wanted if not hasattr(parameters[n], "ds_id") and found[n].shape != parameters[n].shape
+        )
         if wrong:
             raise ValueError(f"Vision weights of another shape in the tower folder {folder}: {_shown(wrong)}.")
         with gathered(parameters.values()), torch.no_grad():
             for name in wanted:
                 if parameters[name].is_meta:
-                    raise ValueError(f"Vision tensor {name} is still on the meta device; load the model with its weights.")
+                    raise ValueError(
+                        f"Vision tensor {name} is still on the meta device; load the model with its weights."
+                    )
                 parameters[name].copy_(found[name])
         self.is_loaded = True
 

@@ -62,5 +62,7 @@ def _read_bin(file: Path, keep: Callable[[str], bool]) -> dict[str, torch.Tensor
             "code when opened; ask for a .safetensors file."
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise ValueError(f"{file} is refused: named tensors were wanted, found {type(loaded).__name__} with other values.")
+        raise ValueError(
+            f"{file} is refused: named tensors were wanted, found {type(loaded).__name__} with other values."
+        )
     return {name: value for name, value in loaded.items() if keep(name)}

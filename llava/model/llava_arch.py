@@ -117,7 +117,7 @@ class LlavaMetaForCausalLM(ABC):
         """Return projected features (F, N, D) of images (F, 3, H, W)."""
         return self._project(self.get_vision_tower()(images))
 
-    def get_2dPool(self, image_feature: torch.Tensor, stride: int = 2) -> torch.Tensor:  # noqa: N802
+    def get_2dPool(self, image_feature: torch.Tensor, stride: int = 2) -> torch.Tensor:
         """Return frame features (F, N, D) pooled over squares of `stride` tokens."""
         return pool_frames(image_feature, self._merge_rules(), stride)
 
@@ -196,9 +196,7 @@ class LlavaMetaForCausalLM(ABC):
     def _tokens_of_rows(self, rows: list[list[Item]], image_sizes: Any) -> list[list[torch.Tensor]]:
         """Encode all images of a batch, the tower and the projector running once, and return their tokens by row."""
         items = [item for row in rows for item in row]
-        blocks = [
-            needed_frames(item.blocks, self.config) if item.kind == "sequence" else item.blocks for item in items
-        ]
+        blocks = [needed_frames(item.blocks, self.config) if item.kind == "sequence" else item.blocks for item in items]
         flat = [(item, block) for item, item_blocks in zip(items, blocks, strict=True) for block in item_blocks]
         features = iter(self._project_blocks(self._encode_blocks(flat), [item.kind == "sequence" for item, _ in flat]))
         tokens = {item.index: [self._merge(item, next(features), image_sizes) for _ in item.blocks] for item in items}
@@ -213,7 +211,11 @@ class LlavaMetaForCausalLM(ABC):
             raise ValueError(f"All images of a batch must have one size after processing, found {sorted(shapes)}.")
         size = getattr(tower, "image_size", 1)
         # The tower's device is passed by hand: the images may still be on the CPU.
-        frames = torch.cat([p.to(tower.device) for p in pixels]) if pixels else torch.zeros(0, 3, size, size, device=tower.device)
+        frames = (
+            torch.cat([p.to(tower.device) for p in pixels])
+            if pixels
+            else torch.zeros(0, 3, size, size, device=tower.device)
+        )
         if not pixels and not (self.training and is_distributed()):
             encoded: list[torch.Tensor] = []
         else:
@@ -250,7 +252,9 @@ class LlavaMetaForCausalLM(ABC):
     def _merge_rules(self) -> MergeRules:
         tower = self.get_vision_tower()
         newline = getattr(self.get_model(), "image_newline", None)
-        return MergeRules(config=self.config, side=tower.num_patches_per_side, image_size=tower.image_size, newline=newline)
+        return MergeRules(
+            config=self.config, side=tower.num_patches_per_side, image_size=tower.image_size, newline=newline
+        )
 
     def _project(self, features: torch.Tensor) -> torch.Tensor:
         projector = self.get_model().mm_projector
@@ -285,7 +289,9 @@ class LlavaMetaForCausalLM(ABC):
                 name = "model.embed_tokens.weight"
                 rows = read_tensors(model_args.pretrain_mm_mlp_adapter, lambda key: key == name).get(name)
                 if rows is None or added != 2 or len(rows) not in (2, len(inputs)):
-                    raise ValueError(f"{model_args.pretrain_mm_mlp_adapter}: {name} with the 2 image token rows was wanted.")
+                    raise ValueError(
+                        f"{model_args.pretrain_mm_mlp_adapter}: {name} with the 2 image token rows was wanted."
+                    )
                 inputs[-2:] = rows[-2:]
         if model_args.tune_mm_mlp_adapter:
             self._embeddings_train(inputs=True)

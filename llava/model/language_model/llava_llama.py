@@ -5,6 +5,7 @@ Shape letters: B rows, L positions, D embedding size, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IGNORE_INDEX
-from llava.imagechain.compat import accepted
+from llava.imagechain.compat import accepted, without_load_report
 from llava.imagechain.vision import complete_vision_tower, portable_tower_name
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+
+logger = logging.getLogger(__name__)
 
 
 class LlavaConfig(LlamaConfig):
@@ -79,8 +82,13 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         with_info = kwargs.pop("output_loading_info", False)
         if "config" not in kwargs and Path(pretrained_model_name_or_path).is_dir():
             kwargs["config"] = cls.config_class.from_pretrained(pretrained_model_name_or_path)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        with without_load_report():
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
         info["missing_keys"] = complete_vision_tower(model, info["missing_keys"])
+        if info["missing_keys"] and not with_info:
+            logger.warning("Not in the checkpoint, still at random values: %s", ", ".join(sorted(info["missing_keys"])))
         return (model, info) if with_info else model
 
     def get_model(self) -> LlavaLlamaModel:
@@ -233,7 +241,9 @@ def token_loss(logits: torch.Tensor, targets: torch.Tensor, num_items: Any = Non
         targets: (n), -100 where there is no loss.
         num_items: What the sum is divided by; None takes the number of targets (0 targets give 0).
     """
-    total = functional.cross_entropy(logits.float(), targets.to(logits.device), ignore_index=IGNORE_INDEX, reduction="sum")
+    total = functional.cross_entropy(
+        logits.float(), targets.to(logits.device), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
     if num_items is None:
         num_items = (targets != IGNORE_INDEX).sum().clamp(min=1)
     return total / (num_items.to(total.device) if isinstance(num_items, torch.Tensor) else num_items)

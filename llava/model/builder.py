@@ -1,0 +1,256 @@
+"""Loading models: whole LLaVA folders, folders without vision weights, LoRA folders, projector folders, language models.
+
+Every way in ends with a check that each parameter came from a file: nothing stays at random values.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.imagechain.compat import DTYPE_KEYWORD, as_dtype, attention_implementation
+from llava.imagechain.files import read_json
+from llava.imagechain.vision import complete_vision_tower
+from llava.imagechain.weights import read_tensors
+
+logger = logging.getLogger(__name__)
+
+# Part of config.json's model type or of the model's name -> module and class prefix; Llama where nothing fits.
+_FAMILIES = {
+    "mixtral": ("llava_mixtral", "LlavaMixtral"),
+    "mistral": ("llava_mistral", "LlavaMistral"),
+    "zephyr": ("llava_mistral", "LlavaMistral"),
+    "qwen_moe": ("llava_qwen_moe", "LlavaQwenMoe"),
+    "qwen": ("llava_qwen", "LlavaQwen"),
+    "quyen": ("llava_qwen", "LlavaQwen"),
+    "gemma": ("llava_gemma", "LlavaGemma"),
+}
+_LLAMA_WORDS = ("vicuna", "llama", "yi", "nous-hermes", "v1.6-34b", "v1.5")
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
+
+
+def load_pretrained_model(
+    model_path: str,
+    model_base: str | None,
+    model_name: str,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = "auto",
+    torch_dtype: Any = "float16",
+    attn_implementation: str | None = "flash_attention_2",
+    customized_config: Any = None,
+    overwrite_config: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[Any, Any, Any, int]:
+    """Load a model for use.
+
+    Args:
+        model_path: A folder (or hub name): a whole model; an adapter with `non_lora_trainables.bin`; or a projector
+            (`mm_projector.bin`).
+        model_base: The model under an adapter or projector. None reads it from the adapter's own config.
+        model_name: "llava" in it (or in config.json's model type) makes it multimodal; other words name the family.
+        load_8bit: Quantise with bitsandbytes.
+        load_4bit: Quantise with bitsandbytes.
+        device_map: Passed to the library; "auto" on a machine without a GPU is the CPU.
+        torch_dtype: "float32", "bfloat16", "float16", "auto", or a torch dtype.
+        attn_implementation: flash attention falls back to sdpa where it is not installed.
+        customized_config: A config object in place of the folder's.
+        overwrite_config: Config keys to set before loading.
+        **kwargs: `multimodal` True or False overrides the name; the rest goes to `from_pretrained`.
+
+    Returns:
+        (tokenizer, model in evaluation mode, image processor or None, context length).
+
+    Raises:
+        ValueError: Weights are missing everywhere (the message names them), or a file is refused.
+    """
+    settings = _load_settings(load_8bit, load_4bit, device_map, torch_dtype, attn_implementation) | kwargs
+    multimodal = settings.pop("multimodal", None)
+    if multimodal is None:
+        multimodal = "llava" in model_name.lower() or _model_type(model_path).startswith("llava")
+    if not multimodal:
+        model, tokenizer = _load_language_model(model_path, model_base, settings)
+        return tokenizer, model.eval(), None, _context_length(model.config)
+
+    adapter = _adapter_config(model_path)
+    if model_base is None and adapter:
+        model_base = _beside(model_path, adapter.get("base_model_name_or_path"))
+    if model_base is None and "lora" in model_name.lower():
+        warnings.warn(
+            f"{model_name} has 'lora' in its name, but no model_base and no adapter_config.json.", stacklevel=2
+        )
+    model_class, config_class = _classes(model_path, model_name)
+    config = customized_config or config_class.from_pretrained(model_path)
+    for name, value in (overwrite_config or {}).items():
+        setattr(config, name, value)
+    tokenizer = _load_tokenizer(model_path, model_base)
+    weights = model_base or model_path
+    model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **settings)
+    missing = set(complete_vision_tower(model, info["missing_keys"]))
+    if model_base is not None:
+        extra = _extra_tensors(model_path, adapted=adapter is not None)
+        missing -= load_extra_tensors(model, extra)
+        if adapter is not None:
+            model = _merged(model, model_path)
+    _refuse_missing(missing, model_path)
+    _add_image_tokens(model, tokenizer)
+    tower = model.get_vision_tower()
+    if tower is None:
+        raise ValueError(f"{model_path}: config.json names no mm_vision_tower; a LLaVA model was wanted.")
+    if not tower.is_loaded:
+        tower.load_model(device_map=device_map)
+    tower.to(device=model.device, dtype=model.dtype)
+    return tokenizer, model.eval(), tower.image_processor, _context_length(model.config)
+
+
+def load_extra_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> set[str]:
+    """Copy trained tensors that are not LoRA's (projector, line end, sometimes the tower) into a model.
+
+    Args:
+        model: A LLaVA model.
+        tensors: By name, with or without peft's "base_model.model." before it.
+
+    Returns:
+        The model's names of what was loaded.
+
+    Raises:
+        ValueError: A name or shape is not the model's; the message names it.
+    """
+    parameters = dict(model.named_parameters())
+    # transformers 5 leaves out a level of the tower's names that files keep.
+    aliases = {
+        name.replace("vision_tower.vision_tower.", "vision_tower.vision_tower.vision_model."): name
+        for name in parameters
+    }
+    loaded = set()
+    for key, value in tensors.items():
+        name = key.removeprefix("base_model.").removeprefix("model.") if key.startswith("base_model.") else key
+        name = name.removeprefix("model.") if name.startswith("model.model.") else name
+        name = name if name in parameters else aliases.get(name, name)
+        if name not in parameters or parameters[name].shape != value.shape:
+            wanted = tuple(parameters[name].shape) if name in parameters else "no such tensor"
+            raise ValueError(f"Tensor {key} of shape {tuple(value.shape)} was found; the model has {wanted}.")
+        with torch.no_grad():
+            parameters[name].copy_(value)
+        loaded.add(name)
+    return loaded
+
+
+def _load_settings(
+    load_8bit: bool, load_4bit: bool, device_map: Any, dtype: Any, attention: str | None
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {"attn_implementation": attention_implementation(attention)}
+    settings[DTYPE_KEYWORD] = as_dtype(dtype)
+    if load_8bit or load_4bit:
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = (
+            BitsAndBytesConfig(load_in_8bit=True)
+            if load_8bit
+            else BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_compute_dtype=torch.float16,
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_quant_type="nf4",
+            )
+        )
+    if device_map == "auto" and not torch.cuda.is_available():
+        return settings
+    return settings if device_map in (None, "cpu") else {**settings, "device_map": device_map}
+
+
+def _load_language_model(model_path: str, model_base: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(model_base or model_path, **settings)
+    return (_merged(model, model_path) if model_base else model), _load_tokenizer(model_path, model_base)
+
+
+def _merged(model: Any, adapter_path: str) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter_path).merge_and_unload()
+
+
+def _classes(model_path: str, model_name: str) -> tuple[Any, Any]:
+    """Return the model and config classes; other families than Llama need a LLaVA-NeXT checkout."""
+    model_type = _model_type(model_path).removeprefix("llava_")
+    words = model_type if model_type in _FAMILIES or model_type == "llama" else model_name.lower()
+    llama = model_type == "llama" or any(word in words for word in _LLAMA_WORDS)
+    family = next(
+        (value for word, value in _FAMILIES.items() if word in words and not (llama and word == "mistral")), None
+    )
+    if words != model_type and "qwen" in words and ("moe" in words or "a14b" in words):
+        family = _FAMILIES["qwen_moe"]
+    module, prefix = family or ("llava_llama", "LlavaLlama")
+    loaded = importlib.import_module(f"llava.model.language_model.{module}")
+    config_name = "LlavaConfig" if prefix == "LlavaLlama" else f"{prefix}Config"
+    return getattr(loaded, f"{prefix}ForCausalLM"), getattr(loaded, config_name)
+
+
+def _model_type(model_path: str) -> str:
+    config = Path(model_path) / "config.json"
+    return str(read_json(config).get("model_type", "")) if config.is_file() else ""
+
+
+def _adapter_config(model_path: str) -> dict[str, Any] | None:
+    file = Path(model_path) / "adapter_config.json"
+    return read_json(file) if file.is_file() else None
+
+
+def _beside(folder: str, name: str | None) -> str | None:
+    """Return an adapter's base; a relative name is looked up from the adapter's folder first."""
+    if name and not Path(name).is_absolute() and (Path(folder) / name).is_dir():
+        return str((Path(folder) / name).resolve())
+    return name
+
+
+def _load_tokenizer(model_path: str, model_base: str | None) -> Any:
+    own = any((Path(model_path) / name).is_file() for name in _TOKENIZER_FILES)
+    source = model_path if own or model_base is None else model_base
+    return AutoTokenizer.from_pretrained(source, use_fast=False)
+
+
+def _extra_tensors(model_path: str, *, adapted: bool) -> dict[str, torch.Tensor]:
+    """Read what a LoRA or projector folder holds beside the adapter."""
+    stem = "non_lora_trainables" if adapted else "mm_projector"
+    for suffix in (".safetensors", ".bin"):
+        if (file := Path(model_path) / f"{stem}{suffix}").is_file():
+            return read_tensors(file)
+    if Path(model_path).is_dir():
+        raise FileNotFoundError(f"{model_path} was opened over a base, but holds no {stem}.safetensors or {stem}.bin.")
+    from huggingface_hub import hf_hub_download
+
+    return read_tensors(hf_hub_download(repo_id=model_path, filename=f"{stem}.bin"))
+
+
+def _refuse_missing(missing: Collection[str], model_path: str) -> None:
+    if missing:
+        names = sorted(missing)
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise ValueError(
+            f"{model_path}: no file holds weights for {', '.join(names[:8])}{more}. Give the base model, or a complete folder."
+        )
+
+
+def _add_image_tokens(model: Any, tokenizer: Any) -> None:
+    added = 0
+    if getattr(model.config, "mm_use_im_patch_token", True):
+        added += tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+    if getattr(model.config, "mm_use_im_start_end", False):
+        added += tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+    if added and len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def _context_length(config: Any) -> int:
+    for name in ("max_sequence_length", "max_position_embeddings", "tokenizer_model_max_length"):
+        if value := getattr(config, name, None):
+            return int(value)
+    return 2048
