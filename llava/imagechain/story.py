@@ -137,9 +137,7 @@ class StoryFrames(Sequence[Story]):
     """Stories behind a `datasets` table; frames are read when a story is asked for, texts and counts without them."""
 
     def __init__(self, table: datasets.Dataset) -> None:
-        from datasets import Image, List
-
-        self.table = table.cast_column("scenes", List(List(Image(decode=False))))
+        self.table = table
         self.num_scenes: list[int] = list(table["num_scenes"])
         self.ids: list[str] = list(table["story_id"])
 
@@ -149,7 +147,8 @@ class StoryFrames(Sequence[Story]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.select(range(*index.indices(len(self))))
-        return story_from_row(self.table[index])
+        # Rows as arrow keep the images encoded; casting the column to undecoded images would copy the whole dataset.
+        return story_from_row(self.table.with_format("arrow")[index].to_pylist()[0])
 
     def __iter__(self) -> Iterator[Story]:
         return (self[index] for index in range(len(self)))
