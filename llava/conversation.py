@@ -292,11 +292,11 @@ _LLAVA_LLAMA = (
     "provides, and assist the user with a variety of tasks using natural language."
 )
 _LLAMA_2 = (
-    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  Your "
-    "answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. Please "
-    "ensure that your responses are socially unbiased and positive in nature.\n\nIf a question does not make any sense, "
-    "or is not factually coherent, explain why instead of answering something not correct. If you don't know the answer "
-    "to a question, please don't share false information."
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\nIf a question does not make any "
+    "sense, or is not factually coherent, explain why instead of answering something not correct. If you don't know "
+    "the answer to a question, please don't share false information."
 )
 _EXAMPLE_QUESTION = "What are the key differences between renewable and non-renewable energy sources?"
 _EXAMPLE_ANSWER = """\
@@ -375,8 +375,8 @@ conv_mpt = _im_roles(
 )
 conv_mistral_orca = _im_roles(
     SeparatorStyle.MPT,
-    "You are MistralOrca, a large language model trained by Alignment Lab AI. Write out your reasoning step-by-step to be "
-    "sure you get the right answers!",
+    "You are MistralOrca, a large language model trained by Alignment Lab AI. Write out your reasoning step-by-step to "
+    "be sure you get the right answers!",
     "mpt",
     "\n",
 )

@@ -27,7 +27,7 @@ def resize_and_center_crop(image: Image.Image, shortest_edge_length: int) -> Ima
     height = shortest_edge_length if ratio > 1 else int(shortest_edge_length / ratio)
     left, top = (width - shortest_edge_length) / 2, (height - shortest_edge_length) / 2
     box = (left, top, left + shortest_edge_length, top + shortest_edge_length)
-    return image.resize((width, height), Image.Resampling.LANCZOS).crop(tuple(map(int, box)))
+    return image.resize((width, height), Image.Resampling.LANCZOS).crop(box)
 
 
 def auto_pad_images(image: Image.Image, grid_params: Sequence[int]) -> Image.Image:
@@ -42,10 +42,8 @@ def auto_pad_images(image: Image.Image, grid_params: Sequence[int]) -> Image.Ima
     nearest = min(pairs, key=lambda pair: abs(ratio - pair[0] / pair[1]))
     same_shape = [pair for pair in pairs if abs(pair[0] / pair[1] - nearest[0] / nearest[1]) < 1e-3]
     target = min(same_shape, key=lambda pair: abs(max(image.size) / max(pair) - 1))
-    if image.width > image.height:
-        size = (target[0], int(target[0] / ratio))
-    else:
-        size = (int(target[1] * ratio), target[1])
+    wide = image.width > image.height
+    size = (target[0], int(target[0] / ratio)) if wide else (int(target[1] * ratio), target[1])
     padded = Image.new("RGB", target)
     padded.paste(image.resize(size, Image.Resampling.LANCZOS), ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2))
     return padded

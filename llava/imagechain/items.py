@@ -116,8 +116,8 @@ def _stack_frames(frames: Sequence[torch.Tensor], rank: int, where: str) -> torc
     tiled = next((frame for frame in stacked if len(frame) != 1), None)
     if tiled is not None:
         raise ValueError(
-            f"{where}: one square image a frame was wanted, found a frame of shape {tuple(tiled.shape)}. Tiled (anyres) "
-            "frames cannot be averaged; use llava.imagechain.vision.process_scene_frames."
+            f"{where}: one square image a frame was wanted, found a frame of shape {tuple(tiled.shape)}. Tiled "
+            "(anyres) frames cannot be averaged; use llava.imagechain.vision.process_scene_frames."
         )
     return torch.cat(stacked)
 

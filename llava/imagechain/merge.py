@@ -139,8 +139,8 @@ def _tile_tokens(features_TND: torch.Tensor, size: Size | None, rules: MergeRule
     columns, rows = _grid(len(tiles), size, aspect, rules)
     if columns * rows != len(tiles) or rules.side**2 != tiles.shape[1]:
         raise ValueError(
-            f"{len(tiles)} tiles of {tiles.shape[1]} tokens were found, {columns} x {rows} of {rules.side**2} were wanted "
-            "for this image size: image_sizes and image_grid_pinpoints must be those the image was processed with."
+            f"{len(tiles)} tiles of {tiles.shape[1]} tokens were found, {columns} x {rows} of {rules.side**2} were "
+            "wanted for this image size: image_sizes and image_grid_pinpoints must be those of its processing."
         )
     grid = tiles.view(rows, columns, rules.side, rules.side, -1)
     if "maxpool2x2" in rules.merge_type:

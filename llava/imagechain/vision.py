@@ -218,8 +218,8 @@ def build_vision_tower(config: Any, **kwargs: Any) -> nn.Module:
         from llava.model.multimodal_encoder.builder import build_vision_tower as build_in_checkout
     except ImportError as error:
         raise ValueError(
-            f"mm_vision_tower {name!r} was found; a folder with a CLIP vision model, or an openai/ or laion/ hub name, was "
-            "wanted (other towers need a LLaVA-NeXT checkout under this package)."
+            f"mm_vision_tower {name!r} was found; a folder with a CLIP vision model, or an openai/ or laion/ hub name, "
+            "was wanted (other towers need a LLaVA-NeXT checkout under this package)."
         ) from error
     return build_in_checkout(config, **kwargs)
 
@@ -328,6 +328,6 @@ def _local_folder(source: str) -> str:
         return snapshot_download(source, allow_patterns=patterns)
     except Exception as error:
         raise FileNotFoundError(
-            f"The vision tower {source!r} is neither a folder nor to be had from the model hub: {error} Set mm_vision_tower "
-            "in config.json to its folder."
+            f"The vision tower {source!r} is neither a folder nor to be had from the model hub: {error} Set "
+            "mm_vision_tower in config.json to its folder."
         ) from error

@@ -1,4 +1,4 @@
-"""Loading models: whole LLaVA folders, folders without vision weights, LoRA folders, projector folders, language models.
+"""Loading models: LLaVA folders with and without vision weights, LoRA and projector folders, language models.
 
 Every way in ends with a check that each parameter came from a file: nothing stays at random values.
 """
@@ -235,7 +235,8 @@ def _refuse_missing(missing: Collection[str], model_path: str) -> None:
         names = sorted(missing)
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise ValueError(
-            f"{model_path}: no file holds weights for {', '.join(names[:8])}{more}. Give the base model, or a complete folder."
+            f"{model_path}: no file holds weights for {', '.join(names[:8])}{more}. "
+            "Give the base model, or a complete folder."
         )
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class LlavaConfig(LlamaConfig):
-    """Llama's config with LLaVA's keys beside it; `checkpoint_dir` remembers the folder it was read from (not saved)."""
+    """Llama's config with LLaVA's keys beside it; `checkpoint_dir` remembers the folder it came from (not saved)."""
 
     model_type = "llava_llama"
 
@@ -218,6 +218,8 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             inputs, None, mask, None, None, images, modalities or ("image",), image_sizes,
             padding_side="left", always_embed=True,
         )  # fmt: skip
+        if embeddings is None:
+            raise ValueError("generate: `inputs`, the prompt's token ids, were wanted.")
         if new_mask is None:
             new_mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         return super().generate(attention_mask=new_mask, inputs_embeds=embeddings, **kwargs)
