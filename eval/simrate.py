@@ -67,7 +67,10 @@ class Sheet:
         """Return the row of judgments.jsonl, its verdict read from the raw answer."""
         key = judge.key(row.reference, row.prediction)
         answer, error = self.answers.get(key), self.errors.get(key)
-        verdict = judge.parse(answer, row.reference) if answer is not None else None
+        try:
+            verdict = judge.parse(answer, row.reference) if answer is not None else None
+        except ValueError as wrong:
+            raise ConfigError(f"{self.path}, story {row.story_id}: {wrong}") from wrong
         return {
             "id": row.story_id,
             "verdict": verdict.verdict if verdict else None,

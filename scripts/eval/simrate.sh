@@ -30,7 +30,7 @@ while (($#)); do
   esac
 done
 ((${#files[@]})) || { usage >&2; exit 2; }
-[[ -d "$JUDGE" ]] && JUDGE="$(realpath -- "$JUDGE")"
+[[ "$JUDGE" == */* ]] && JUDGE="$(realpath -m -- "$JUDGE")"
 
 command=("$PYTHON" -m eval.simrate --judge "$JUDGE" --predictions "${files[@]}" "$@")
 if ((dry_run)); then

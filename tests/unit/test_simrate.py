@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -405,6 +406,21 @@ def test_a_file_with_two_variants_is_refused(tmp_path, capsys):
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert simrate.main(["--predictions", str(tmp_path / "predictions.jsonl"), "--judge", "mock"]) == 2
     assert "rows of one run were wanted" in capsys.readouterr().err
+
+
+def test_the_world_judge_reads_meanings_and_refuses_data_of_another_kind(tmp_path, capsys):
+    grammar = pytest.importorskip("eval.judge.world.grammar")
+    first, second = (random.Random(seed) for seed in (1, 2))
+    action, item, place = (next(iter(names)) for names in (grammar.ACTIONS, grammar.OBJECTS, grammar.PLACES))
+    meaning = grammar.Meaning(person="man", colour="red", action=action, object=item, place=place)
+    texts = [grammar.describe(meaning, first), "nonsense"]
+    predictions(tmp_path / "run", texts, reference=grammar.describe(meaning, second))
+    command = ["--judge", "world", "--predictions", str(tmp_path / "run" / "predictions.jsonl")]
+    assert simrate.main(command) == 0
+    assert [(row["verdict"], row["parsed"]) for row in judgments(tmp_path / "run")] == [("yes", True), ("no", False)]
+    predictions(tmp_path / "run", texts, reference="A man is riding a bicycle through a park.")
+    assert simrate.main(command) == 2
+    assert "exact judge cannot score it" in capsys.readouterr().err
 
 
 def test_dry_run_counts_the_calls_and_asks_and_writes_nothing(tmp_path, server, judge_run, capsys):
