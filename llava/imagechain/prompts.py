@@ -258,15 +258,13 @@ def encode(spans: Iterable[Span], tokenizer: Any) -> Encoded:
     """
     ids: list[int] = []
     kinds: list[str] = []
-    repeated = 0
     for number, chunk in enumerate(_chunks(spans)):
         chunk_ids, chunk_kinds = _encode_chunk(chunk, tokenizer)
         if number:
             ids.append(IMAGE_TOKEN_INDEX)
             kinds.append("image")
-            chunk_ids, chunk_kinds = chunk_ids[repeated:], chunk_kinds[repeated:]
-        else:
             repeated = int(bool(chunk_ids) and chunk_ids[0] == tokenizer.bos_token_id)
+            chunk_ids, chunk_kinds = chunk_ids[repeated:], chunk_kinds[repeated:]
         ids += chunk_ids
         kinds += chunk_kinds
     return Encoded(input_ids=ids, kinds=kinds)

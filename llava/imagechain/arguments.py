@@ -1,0 +1,246 @@
+"""The settings of training: three groups, read from YAML files and flags, all problems reported at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import transformers
+
+from llava.imagechain.config import ConfigError, _read_yaml, nearest
+from llava.imagechain.data import OVERLENGTH
+from llava.imagechain.decisions import DECISIONS
+from llava.imagechain.features import DTYPES
+from llava.imagechain.labels import LOSS_ON
+from llava.imagechain.story import CONTEXTS, HUB_DATASET
+from llava.imagechain.variants import get_variant
+
+# Settings with a fixed set of values.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    **DECISIONS,
+    "context": tuple(CONTEXTS),
+    "loss_on": tuple(LOSS_ON),
+    "overlength": OVERLENGTH,
+    "feature_dtype": tuple(DTYPES),
+}
+
+
+def _setting(default: Any, help: str) -> Any:
+    metadata = {"help": help.replace("%", "%%")}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_name_or_path: str | None = _setting(None, "folder of the LLaVA model to start from")
+    version: str = _setting("vicuna_v1", "conversation template of the model")
+    attn_implementation: str | None = _setting(None, "sdpa, eager or flash_attention_2; the best there is by default")
+    lora_enable: bool = _setting(False, "train LoRA adapters in the language model instead of its weights")
+    lora_r: int = _setting(128, "rank of the adapters")
+    lora_alpha: int = _setting(256, "scale of the adapters")
+    lora_dropout: float = _setting(0.05, "dropout before the adapters, a share")
+    freeze_mm_mlp_adapter: bool = _setting(False, "leave the projector as it is")
+    mm_projector_lr: float | None = _setting(None, "learning rate of the projector; that of the rest by default")
+    frames_per_call: int | None = _setting(None, "most frames in one call of the vision tower; all by default")
+    imagechain_last_scene: str | None = _setting(None, "frames of the last scene")
+    imagechain_pooling: str | None = _setting(None, "where frames are averaged")
+    imagechain_scene_aspect: str | None = _setting(None, "frames to squares")
+    imagechain_prompt: str | None = _setting(None, "prompt format")
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    stories: str | None = _setting(None, f"StoryFrames folder, or {HUB_DATASET}")
+    variant: str | None = _setting(None, "a trained variant of the table in llava/imagechain/variants.py")
+    variant_set: list[str] = _setting([], "changes to the variant, such as earlier_parts=image")  # noqa: RUF009
+    context: str = _setting("c2_7", "numbers of scenes trained on")
+    loss_on: str | None = _setting(None, "which text carries loss; the variant's choice by default")
+    overlength: str = _setting("drop_oldest", "stories longer than model_max_length")
+    feature_cache: str | None = _setting(None, "folder for per-frame features computed once; needs a frozen tower")
+    feature_dtype: str = _setting("float16", "type of the cached features")
+    limit: int | None = _setting(None, "train on the first N stories only")
+    eval_limit: int | None = _setting(None, "at most N validation stories per number of scenes")
+    max_skipped: float = _setting(0.05, "stop when more than this share of the stories has to be skipped")
+
+
+@dataclasses.dataclass
+class TrainArguments(transformers.TrainingArguments):
+    """How it is trained: the library's settings and ours."""
+
+    report_to: str = _setting("none", "wandb, tensorboard, ... or none")
+    remove_unused_columns: bool = _setting(False, "has to stay off: batches are made here")
+    model_max_length: int = _setting(4096, "most positions of an example, visual tokens included")
+    global_batch_size: int = _setting(32, "examples per optimizer step over all devices; sets the accumulation")
+    length_group_batches: int = _setting(8, "global batches sorted by length together; 0 turns grouping off")
+    resume: bool = _setting(True, "go on from the last checkpoint of the output folder")
+    overwrite: bool = _setting(False, "start anew, deleting the checkpoints of the output folder")
+    dry_run: bool = _setting(False, "check everything, print the plan, and stop before weights are loaded")
+
+
+Groups = tuple[ModelArguments, DataArguments, TrainArguments]
+CLASSES = (ModelArguments, DataArguments, TrainArguments)
+# Names that other library versions use; translated where the installed one does not know them.
+TRANSLATED = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
+# What may differ between a run and its resumption.
+FREE_ON_RESUME = {
+    "output_dir", "resume", "overwrite", "dry_run", "feature_cache", "eval_limit", "report_to", "run_name", "deepspeed",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "disable_tqdm",
+    "dataloader_num_workers", "dataloader_pin_memory", "frames_per_call", "attn_implementation", "max_skipped",
+}  # fmt: skip
+
+
+class _Parser(transformers.HfArgumentParser):
+    """Raises what argparse would print."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
+    """Read `--config FILE ...` and flags, the flags winning.
+
+    Args:
+        argv: Arguments without the program's name.
+
+    Returns:
+        The three groups, and the settings that were given explicitly.
+
+    Raises:
+        ConfigError: With all unknown names, wrong values and contradictions.
+    """
+    parser = _Parser(CLASSES, prog="python -m llava.train.train", allow_abbrev=False)
+    parser.add_argument("--config", nargs="+", metavar="FILE", help="YAML files of settings, later ones win")
+    if {"-h", "--help"}.intersection(argv):
+        parser.parse_args(["--help"])
+    given = _split_flags(argv)
+    files = given.pop("config", [])
+    layers = [_read_yaml(file) for file in files] + [dict(given)]
+    known = {field.name for group in CLASSES for field in dataclasses.fields(group) if field.init}
+    merged: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for layer in layers:
+        for name, value in layer.items():
+            key = name.replace("-", "_")
+            key = TRANSLATED.get(key, key) if key not in known else key
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                problems.append(
+                    f"unknown setting {name!r} ({f'did you mean {close[0]!r}?' if close else 'see --help'})"
+                )
+            elif (words := _words(value)) is not None:
+                merged[key] = words
+    for key, words in list(merged.items()):
+        try:
+            parser.parse_known_args([f"--{key}", *words])
+        except (ConfigError, argparse.ArgumentError) as error:  # noqa: PERF203
+            problems.append(str(error).replace("argument ", ""))
+            del merged[key]
+    if not torch.cuda.is_available():
+        merged.setdefault("use_cpu", ["true"])
+        merged.setdefault("dataloader_pin_memory", ["false"])
+    try:
+        values = parser.parse_args_into_dataclasses([w for key, words in merged.items() for w in (f"--{key}", *words)])
+    except (ConfigError, ValueError, ImportError) as error:
+        raise ConfigError("\n  - ".join(["training cannot start:", *problems, str(error)])) from error
+    groups: Groups = (values[0], values[1], values[2])
+    values[2].dataloader_persistent_workers = values[2].dataloader_num_workers > 0
+    problems += _check(groups, set(merged))
+    if problems:
+        raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
+    return groups, merged
+
+
+def _split_flags(argv: Sequence[str]) -> dict[str, list[str]]:
+    flags: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            current = flags[name.replace("-", "_")] = [value] if equals else []
+        elif current is None:
+            raise ConfigError(f"a flag was wanted, found {word!r}")
+        else:
+            current.append(word)
+    return flags
+
+
+def _words(value: Any) -> list[str] | None:
+    """Return a YAML value as command-line words; None (nothing given) leaves the default."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return [json.dumps(value)]
+    return (
+        [str(item).lower() if isinstance(item, bool) else str(item) for item in value]
+        if isinstance(value, (list, tuple))
+        else _words([value])
+    )
+
+
+def _check(groups: Groups, given: set[str]) -> list[str]:
+    model, data, train = groups
+    problems = []
+    for name, what in (("model_name_or_path", model), ("stories", data), ("variant", data)):
+        if not getattr(what, name):
+            problems.append(f"--{name} is required: {type(what).__dataclass_fields__[name].metadata['help']}")
+    if "output_dir" not in given:
+        problems.append("--output_dir is required: folder of the run")
+    for name, allowed in ALLOWED.items():
+        value = getattr(data if hasattr(data, name) else model, name)
+        if value is not None and value not in allowed:
+            problems.append(f"{name}: unknown value {value!r}{nearest(str(value), allowed)}")
+    if model.model_name_or_path and not Path(model.model_name_or_path, "config.json").is_file():
+        problems.append(f"model_name_or_path: {model.model_name_or_path} is not a model folder (no config.json in it)")
+    if data.stories and data.stories != HUB_DATASET and not Path(data.stories).is_dir():
+        problems.append(f"stories: {data.stories} is not a folder; build one with scripts/storyframes/build.sh")
+    if data.variant:
+        try:
+            if get_variant(data.variant, data.variant_set).trained_as is None:
+                problems.append(f"variant: {data.variant} is not trained; it is the base model with another prompt")
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems + _settle_batches(train, given)
+
+
+def _settle_batches(train: TrainArguments, given: set[str]) -> list[str]:
+    """Keep the global batch by computing the accumulation (paper section 5.3: 8 GPUs x 4 x 1)."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    per_step = world_size * train.per_device_train_batch_size
+    if "gradient_accumulation_steps" in given and "global_batch_size" not in given:
+        train.global_batch_size = per_step * train.gradient_accumulation_steps
+    steps, rest = divmod(train.global_batch_size, per_step)
+    if rest or not steps:
+        return [
+            f"global_batch_size: {train.global_batch_size} cannot be made of {world_size} devices x "
+            f"{train.per_device_train_batch_size} examples; choose per_device_train_batch_size so that it divides"
+        ]
+    if "gradient_accumulation_steps" in given and train.gradient_accumulation_steps != steps:
+        return [f"gradient_accumulation_steps: {steps} follows from global_batch_size; leave it out"]
+    train.gradient_accumulation_steps = steps
+    return []
+
+
+def as_json(groups: Groups) -> dict[str, Any]:
+    """Return all settings as JSON values, for run.json; tokens and keys are left out."""
+    merged: dict[str, Any] = {**dataclasses.asdict(groups[0]), **dataclasses.asdict(groups[1]), **groups[2].to_dict()}
+    return {key: value for key, value in json.loads(json.dumps(merged, default=str)).items() if "token" not in key}
+
+
+def changed_on_resume(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the settings that decide the result and differ between a run and its resumption."""
+    names = set(before) & set(now) - FREE_ON_RESUME
+    names = {name for name in names if not name.startswith(("log", "save", "eval", "hub", "dataloader", "_"))}
+    return [f"{name} was {before[name]!r}, is {now[name]!r}" for name in sorted(names) if before[name] != now[name]]

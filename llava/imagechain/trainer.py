@@ -1,0 +1,327 @@
+"""The library's Trainer with what ImageChain needs: length groups, a loss over the global batch, whole checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from llava.imagechain.checkpoint import (
+    LORA_TARGETS,
+    NON_LORA,
+    is_adapter,
+    load_named,
+    plain_name,
+    read_non_lora,
+    save_checkpoint,
+    trainable_state,
+)
+from llava.imagechain.data import Collator, StoryExamples
+from llava.imagechain.labels import IGNORE_INDEX
+from llava.imagechain.weights import read_tensors
+
+logger = logging.getLogger(__name__)
+
+
+# --- what trains ------------------------------------------------------------------------------------------------------
+
+
+def prepare_model(model: Any, settings: Any) -> Any:
+    """Freeze the model, then let train what the settings say; what trains is held in float32.
+
+    Args:
+        model: A LLaVA model.
+        settings: `ModelArguments`.
+
+    Returns:
+        The model, inside peft's when LoRA is on.
+    """
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    if settings.lora_enable:
+        from peft import LoraConfig, get_peft_model
+
+        # Paper section 5.3: r 128, alpha 256. The tower never gets adapters (full-name pattern).
+        lora = LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=LORA_TARGETS,
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(model, lora)
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        if part == "language model" and not settings.lora_enable:
+            parameter.requires_grad_(True)
+        if part == "projector":
+            parameter.requires_grad_(not settings.freeze_mm_mlp_adapter)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def part_of(name: str) -> str:
+    """Return which part of the model a parameter belongs to."""
+    if "lora_" in name:
+        return "LoRA"
+    for key, part in (("vision_tower", "vision tower"), ("mm_projector", "projector"), ("image_newline", "line end")):
+        if key in plain_name(name):
+            return part
+    return "language model"
+
+
+def trainable_table(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Return, part by part, how many parameters there are and how many of them train."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        row = rows.setdefault(part_of(name), {"part": part_of(name), "parameters": 0, "trained": 0})
+        count = int(getattr(parameter, "ds_numel", parameter.numel()))
+        row["parameters"] += count
+        row["trained"] += count * parameter.requires_grad
+    return list(rows.values())
+
+
+# --- order of the examples --------------------------------------------------------------------------------------------
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """A random order in which neighbours have like lengths, new each epoch and the same for the same seed.
+
+    The shuffled examples are cut into megabatches, each sorted by length and cut into global batches; the global
+    batches of the whole epoch are shuffled. The longest comes first, so that a lack of memory shows at once.
+    """
+
+    def __init__(self, lengths: Sequence[int], global_batch_size: int, group_batches: int, seed: int) -> None:
+        self.lengths, self.seed, self.epoch = lengths, seed, 0
+        self.global_batch_size, self.group_batches = global_batch_size, group_batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if not self.group_batches:
+            return iter(order)
+        size, batch = self.global_batch_size * self.group_batches, self.global_batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(order), size):
+            group = sorted(order[start : start + size], key=lambda i: -self.lengths[i])
+            batches += [group[i : i + batch] for i in range(0, len(group), batch)]
+        last = [b for b in batches if len(b) < batch]  # an incomplete batch can only stand at the end
+        whole = [b for b in batches if len(b) == batch]
+        whole = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
+        whole.sort(key=lambda b: -self._is_longest(b))
+        return iter([i for b in whole + last for i in b])
+
+    def _is_longest(self, batch: list[int]) -> bool:
+        return max(self.lengths[i] for i in batch) == max(self.lengths)
+
+
+# --- the trainer ------------------------------------------------------------------------------------------------------
+
+
+class ImageChainTrainer(Trainer):
+    """Trains on `StoryExamples`; `eval_dataset` is a dict of them by number of scenes."""
+
+    def __init__(self, *arguments: Any, base_dir: str, projector_lr: float | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.base_dir, self.projector_lr = base_dir, projector_lr
+        self._tokens = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        examples: StoryExamples = train_dataset or self.train_dataset
+        settings = self.args
+        return LengthGroupedSampler(
+            examples.lengths, settings.global_batch_size, settings.length_group_batches, settings.seed
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer; the projector has its own learning rate."""
+        model = self.model if model is None else model
+        if self.optimizer is None:  # type: ignore[has-type]
+            groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+            decayed = set(self.get_decay_parameter_names(model))
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    key = (part_of(name) == "projector", name in decayed)
+                    groups.setdefault(key, []).append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            rates = {True: self.projector_lr or self.args.learning_rate, False: self.args.learning_rate}
+            self.optimizer = optimizer_class(
+                [
+                    {"params": group, "lr": rates[projector], "weight_decay": self.args.weight_decay * decays}
+                    for (projector, decays), group in groups.items()
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """Return the loss: the sum over the label tokens divided by their number in the global batch.
+
+        The vocabulary projection runs on the label positions only.
+        """
+        return super().compute_loss(model, {**inputs, "return_logits": False}, *arguments, **options)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return the mean loss per label token: eval_c2_loss, ... by number of scenes, eval_loss over all."""
+        datasets: Mapping[str, StoryExamples] = self.eval_dataset if eval_dataset is None else eval_dataset
+        started = time.time()
+        sums = {name: self._loss_sum(examples) for name, examples in datasets.items()}
+        metrics = {f"{metric_key_prefix}_{name}_loss": float(loss / count) for name, (loss, count) in sums.items()}
+        total = torch.stack([torch.stack(pair) for pair in sums.values()]).sum(dim=0)
+        metrics[f"{metric_key_prefix}_loss"] = float(total[0] / total[1])
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - started, 2)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        return metrics
+
+    @torch.no_grad()
+    def _loss_sum(self, examples: StoryExamples) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed loss and the number of label tokens over all processes, each doing as many batches."""
+        size, rank, world = self.args.per_device_eval_batch_size, self.args.process_index, self.args.world_size
+        order = sorted(range(len(examples)), key=lambda i: examples.lengths[i])
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        mine = batches[rank::world]
+        rounds = -(-len(batches) // world)
+        padded = mine + batches[:1] * (rounds - len(mine))  # repeated batches keep the processes in step; they weigh 0
+        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        model.eval()
+        sums = torch.zeros(2, device=self.args.device, dtype=torch.float64)
+        for number, batch in enumerate(DataLoader(examples, batch_sampler=padded, collate_fn=self.data_collator)):
+            inputs = self._prepare_inputs(batch)
+            with self.accelerator.autocast():
+                loss = model(**inputs, return_logits=False, num_items_in_batch=1)["loss"]
+            if number < len(mine):
+                sums += torch.stack([loss.double(), (inputs["labels"] != IGNORE_INDEX).sum().double()])
+        model.train()
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        return sums[0], sums[1]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a complete checkpoint; every process takes part in collecting the tensors."""
+        model = self.accelerator.unwrap_model(self.model)
+        state = trainable_state(model)
+        if self.args.should_save:
+            save_checkpoint(output_dir or self.args.output_dir, model, state, self.processing_class, self.base_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder, model = Path(resume_from_checkpoint), model or self.model
+        if not is_adapter(folder):
+            load_named(model, read_tensors(folder), source=folder)
+            return
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, read_tensors(folder / "adapter_model.safetensors"))
+        load_named(model, read_non_lora(folder), source=folder / NON_LORA)
+
+
+def make_trainer(
+    model: Any,
+    settings: Any,
+    examples: StoryExamples,
+    eval_examples: Mapping[str, StoryExamples],
+    *,
+    tokenizer: Any,
+    base_dir: str,
+    projector_lr: float | None,
+) -> ImageChainTrainer:
+    """Make a trainer for prepared examples; `settings` are `TrainArguments`."""
+    import inspect
+
+    name = "processing_class" if "processing_class" in inspect.signature(Trainer).parameters else "tokenizer"
+    trainer = ImageChainTrainer(
+        model=model,
+        args=settings,
+        train_dataset=examples,
+        eval_dataset=dict(eval_examples) or None,
+        data_collator=Collator(pad_token_id=tokenizer.pad_token_id or 0),
+        callbacks=[MinuteLog(), StopGently()],
+        base_dir=base_dir,
+        projector_lr=projector_lr,
+        **{name: tokenizer},
+    )
+    if not sys.stderr.isatty():  # a line a minute instead of a bar
+        trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+# --- callbacks --------------------------------------------------------------------------------------------------------
+
+
+class MinuteLog(TrainerCallback):
+    """Logs a line a minute, and every evaluation."""
+
+    def __init__(self) -> None:
+        self.started = self.last = 0.0
+        self.first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self.started = self.last = time.time()
+        self.first_step = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log the progress when a minute is over."""
+        now = time.time()
+        if state.is_world_process_zero and now - self.last >= 60:
+            self.last = now
+            pace = (now - self.started) / max(state.global_step - self.first_step, 1)
+            loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), float("nan"))
+            left = pace * (state.max_steps - state.global_step)
+            logger.info(
+                "step %d of %d, epoch %.2f, loss %.4f, %.2f s a step, %.0f min left",
+                state.global_step, state.max_steps, state.epoch or 0, loss, pace, left / 60,
+            )  # fmt: skip
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        """Log the evaluation losses."""
+        if state.is_world_process_zero and metrics:
+            losses = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if key.endswith("loss"))
+            logger.info("step %d: %s", state.global_step, losses)
+
+
+class StopGently(TrainerCallback):
+    """On the first interrupt or termination signal: finish the step, write a checkpoint, stop. A second one kills."""
+
+    def __init__(self) -> None:
+        self.signalled = 0
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take over the signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Ask for a checkpoint and the end of training."""
+        if self.signalled:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.signalled += 1
+        signal.signal(number, self._before[number])
+        logger.warning("stopping after this step, with a checkpoint; once more stops at once")

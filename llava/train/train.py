@@ -1,0 +1,291 @@
+"""Train a variant on StoryFrames: LoRA in the language model and the projector, vision tower frozen (section 5.3).
+
+    python -m llava.train.train --config configs/train/base.yaml configs/train/imagechain.yaml configs/train/c2_7.yaml \
+        --model_name_or_path BASE --stories DIR --output_dir OUT
+
+Later files win over earlier ones, flags over files. A rerun of the same command goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.imagechain.arguments import (
+    DataArguments,
+    Groups,
+    ModelArguments,
+    TrainArguments,
+    as_json,
+    changed_on_resume,
+    parse_arguments,
+)
+from llava.imagechain.config import ConfigError
+from llava.imagechain.data import ExampleSettings, StoryExamples, unreadable_stories
+from llava.imagechain.decisions import DECISIONS, decision, settle_decisions
+from llava.imagechain.files import read_json, write_jsonl
+from llava.imagechain.manifest import Run, run_manifest
+from llava.imagechain.story import StoryFrames, load_stories
+from llava.imagechain.variants import Variant, get_variant
+
+logger = logging.getLogger("llava.train")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stories:
+    """What is trained and evaluated on."""
+
+    train: StoryFrames
+    evaluation: dict[str, StoryFrames]
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    try:
+        groups, given = parse_arguments(sys.argv[1:] if argv is None else argv)
+    except ConfigError as error:
+        print(f"python -m llava.train.train: {error}", file=sys.stderr)
+        return 2
+    _, data, settings = groups
+    first = settings.process_index == 0
+    logging.basicConfig(
+        level=logging.INFO if first else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+    variant = get_variant(str(data.variant), data.variant_set)
+    if "num_train_epochs" not in given:
+        settings.num_train_epochs = variant.num_epochs(data.context)
+    try:
+        stories = read_stories(data, settings)
+        checkpoint = find_start(groups)
+        if checkpoint == "finished":
+            logger.info("%s is trained already; --overwrite starts anew", settings.output_dir)
+            return 0
+        if settings.dry_run:
+            return show_plan(groups, variant, stories)
+        manifest = run_manifest(settings.output_dir, config=as_json(groups)) if first else contextlib.nullcontext()
+        with manifest as run:
+            return run_training(groups, variant, stories, checkpoint, run)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"python -m llava.train.train: {error}", file=sys.stderr)
+        return 2
+
+
+def read_stories(data: DataArguments, settings: TrainArguments) -> Stories:
+    """Read the training stories of the context, and the validation stories by number of scenes."""
+    chosen = load_stories(str(data.stories), "train", data.context)
+    if data.limit:
+        chosen = chosen[: data.limit]
+    evaluation: dict[str, StoryFrames] = {}
+    if str(getattr(settings.eval_strategy, "value", settings.eval_strategy)) != "no":
+        validation = load_stories(str(data.stories), "validation", data.context)
+        for count in sorted(set(validation.num_scenes)):
+            rows = [i for i, number in enumerate(validation.num_scenes) if number == count]
+            evaluation[f"c{count}"] = validation.select(rows[: data.eval_limit])
+    return Stories(train=chosen, evaluation=evaluation)
+
+
+def find_start(groups: Groups) -> str | None:
+    """Return the checkpoint to go on from, "finished", or None to start at the beginning.
+
+    Raises:
+        ConfigError: The output folder holds a run with other settings.
+    """
+    from llava.imagechain.checkpoint import is_adapter, last_checkpoint
+
+    settings = groups[2]
+    folder = Path(str(settings.output_dir))
+    if settings.overwrite and not settings.dry_run and settings.process_index == 0:
+        for old in [*folder.glob("checkpoint-*"), folder / "run.json"]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    if settings.overwrite or not settings.resume or not (folder / "run.json").is_file():
+        return None
+    before = read_json(folder / "run.json")
+    checkpoint = last_checkpoint(folder)
+    finished = before.get("status") == "success" and (is_adapter(folder) or (folder / "config.json").is_file())
+    if not (finished or checkpoint):
+        return None
+    if changes := changed_on_resume(before.get("config", {}), as_json(groups)):
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({'; '.join(changes)}). Use the same settings to go on, another "
+            "--output_dir, or --overwrite to start anew."
+        )
+    return "finished" if finished else str(checkpoint)
+
+
+def run_training(groups: Groups, variant: Variant, stories: Stories, checkpoint: str | None, run: Run | None) -> int:
+    """Load, train, save; `run` is None on every process but the first."""
+    from transformers import set_seed
+
+    from llava.imagechain.trainer import make_trainer, prepare_model, trainable_table
+
+    model_arguments, _, settings = groups
+    set_seed(settings.seed)
+    loaded = load_model(model_arguments, settings)
+    examples, evaluation = make_examples(groups, variant, stories, loaded)
+    model = prepare_model(loaded.model, model_arguments)
+    table = trainable_table(model)
+    logger.info(format_table(table))
+    trainer = make_trainer(
+        model, settings, examples, evaluation,
+        tokenizer=loaded.tokenizer, base_dir=str(model_arguments.model_name_or_path),
+        projector_lr=model_arguments.mm_projector_lr,
+    )  # fmt: skip
+    if run:
+        run.record(
+            trained=table, stories=examples.summary(), skipped=len(examples.skipped), resumed_from=checkpoint,
+            accumulation=settings.gradient_accumulation_steps, epochs=settings.num_train_epochs,
+        )  # fmt: skip
+    if checkpoint:
+        logger.info("going on from %s", checkpoint)
+    started = time.time()
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step < trainer.state.max_steps:
+        logger.info("stopped at step %d; the same command goes on from there", trainer.state.global_step)
+        raise KeyboardInterrupt
+    trainer.save_model()
+    trainer.save_state()
+    if run:
+        seconds = time.time() - started
+        run.record(
+            steps=trainer.state.global_step, train_loss=result.training_loss, train_seconds=round(seconds, 2),
+            stories_per_second=round(settings.global_batch_size * trainer.state.global_step / seconds, 2),
+            label_tokens=sum(plan.num_labels for plan in examples.plans),
+        )  # fmt: skip
+    logger.info("%s is trained: %s", variant.title, settings.output_dir)
+    return 0
+
+
+def load_model(model_arguments: ModelArguments, settings: TrainArguments) -> Any:
+    """Load the base model and settle the decisions it will carry."""
+    import torch
+
+    from llava.imagechain.checkpoint import load_checkpoint
+
+    half = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else torch.float32
+    on_cpu = settings.device.type == "cpu"
+    loaded = load_checkpoint(
+        str(model_arguments.model_name_or_path),
+        device=settings.device,
+        dtype=torch.float32 if on_cpu else half,
+        attn_implementation=model_arguments.attn_implementation,
+    )
+    wanted = {name: getattr(model_arguments, name) for name in DECISIONS}
+    settle_decisions(loaded.model.config, wanted, trained=False)
+    loaded.model.get_vision_tower().frames_per_call = model_arguments.frames_per_call
+    return loaded
+
+
+def make_examples(
+    groups: Groups, variant: Variant, stories: Stories, loaded: Any
+) -> tuple[StoryExamples, dict[str, StoryExamples]]:
+    """Make the training and validation examples, computing the feature cache when there is to be one."""
+    from llava.imagechain.features import cached_features
+
+    _, data, settings = groups
+    tower = loaded.model.get_vision_tower()
+    made = example_settings(groups, variant, loaded.model.config, int(tower.num_patches))
+    collections = [stories.train, *stories.evaluation.values()]
+    if data.feature_cache:
+        cached = cached_features(
+            data.feature_cache, collections, tower, loaded.image_processor,
+            scene_aspect=made.scene_aspect, dtype=data.feature_dtype, num_workers=settings.dataloader_num_workers,
+        )  # fmt: skip
+        options: list[dict[str, Any]] = [
+            {"features": [found, found], "unreadable": found.unreadable} for found in cached
+        ]
+    else:
+        options = [{"unreadable": unreadable_stories(collection)} for collection in collections]
+    all_examples = [
+        StoryExamples(
+            collection, variant, loaded.tokenizer, loaded.image_processor, made,
+            demonstrations=stories.train if variant.demonstrations else None, **option,
+        )
+        for collection, option in zip(collections, options, strict=True)
+    ]  # fmt: skip
+    if settings.process_index == 0:
+        report_skipped(all_examples, settings, data)
+    evaluation = dict(zip(stories.evaluation, all_examples[1:], strict=True))
+    return all_examples[0], {name: examples for name, examples in evaluation.items() if len(examples)}
+
+
+def example_settings(groups: Groups, variant: Variant, config: Any, tokens_per_scene: int) -> ExampleSettings:
+    """Return how stories become examples, from the run's settings and the model's config."""
+    model_arguments, data, settings = groups
+    return ExampleSettings(
+        tokens_per_scene=tokens_per_scene,
+        prompt_format=decision(config, "imagechain_prompt"),
+        scene_aspect=decision(config, "imagechain_scene_aspect"),
+        conversation_name=model_arguments.version,
+        loss_on=data.loss_on or variant.loss_on,
+        max_length=settings.model_max_length,
+        overlength=data.overlength,
+        seed=settings.seed,
+    )
+
+
+def report_skipped(all_examples: Sequence[StoryExamples], settings: TrainArguments, data: DataArguments) -> None:
+    """Write skipped.jsonl and say what was left out.
+
+    Raises:
+        ValueError: More stories had to be skipped than allowed, or none is left.
+    """
+    examples = all_examples[0]
+    skipped = [row for made in all_examples for row in made.skipped]
+    write_jsonl(Path(str(settings.output_dir)) / "skipped.jsonl", skipped)
+    shortened = {name: entry["shortened"] for name, entry in examples.summary().items() if entry["shortened"]}
+    logger.info(
+        "%d stories to train on, %s to evaluate on; %d skipped, shortened: %s",
+        len(examples), sum(map(len, all_examples[1:])) or "none", len(skipped), shortened or "none",
+    )  # fmt: skip
+    total = sum(len(made.stories) for made in all_examples)
+    if not len(examples) or len(skipped) > data.max_skipped * total:
+        raise ValueError(
+            f"{len(skipped)} of {total} stories had to be skipped, {len(examples)} are left to train on "
+            f"(first reason: {skipped[0]['reason'] if skipped else 'none'}). See skipped.jsonl in "
+            f"{settings.output_dir}; --max_skipped (now {data.max_skipped}) sets the share that is allowed."
+        )
+
+
+def show_plan(groups: Groups, variant: Variant, stories: Stories) -> int:
+    """Print what a run would do, from the texts and configs alone."""
+    from llava.imagechain.checkpoint import load_tokenizer
+
+    model_arguments, data, settings = groups
+    count = len(stories.train)
+    steps = settings.max_steps if settings.max_steps > 0 else math.ceil(
+        math.ceil(count / settings.global_batch_size) * settings.num_train_epochs
+    )  # fmt: skip
+    load_tokenizer(str(model_arguments.model_name_or_path))
+    print(
+        f"{variant.title} on {data.context}: {count} stories, {settings.num_train_epochs} epochs, {steps} steps of "
+        f"{settings.global_batch_size} ({settings.world_size} devices x {settings.per_device_train_batch_size} x "
+        f"{settings.gradient_accumulation_steps}), loss on {data.loss_on or variant.loss_on}\n"
+        f"validation: { {name: len(chosen) for name, chosen in stories.evaluation.items()} or 'none' }\n"
+        f"model: {model_arguments.model_name_or_path}\noutput: {settings.output_dir}"
+    )
+    return 0
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of what trains."""
+    lines = [f"{'part':16}{'parameters':>16}{'trained':>16}"]
+    lines += [f"{row['part']:16}{row['parameters']:>16,}{row['trained']:>16,}" for row in rows]
+    return "what trains\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(train())
+    except KeyboardInterrupt:
+        sys.exit(130)
