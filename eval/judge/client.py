@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from eval.judge.cache import AnswerCache
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+logger = logging.getLogger("eval.judge")
 CHECK_TIMEOUT_S = 15.0
 LONGEST_BACKOFF_S = 120.0
 # A server that fails this often in a row is down: the rest is left for the next run instead of being retried for hours.
@@ -66,8 +68,10 @@ def check_url(base_url: str) -> None:
 def check_server(judge: Judge) -> None:
     """Make sure that the judge's server answers, before anything is asked or written.
 
+    A model that the server does not list is a warning only: several servers accept names that they do not list.
+
     Raises:
-        ServerError: It does not answer, fails, refuses the key, or does not serve the model.
+        ServerError: It does not answer, fails, or refuses the key.
     """
     check_url(judge.settings.base_url)
     asyncio.run(_check_server(judge.settings))
@@ -95,7 +99,7 @@ async def _ask_all(
 ) -> str | None:
     secret = _secret(settings)
     failures = 0
-    stopped = False
+    stopped: str | None = None
     waiting = iter(requests)
 
     async def work() -> None:
@@ -107,12 +111,13 @@ async def _ask_all(
             else:
                 failures = 0
                 reply = dataclasses.replace(reply, answer=cache.put(request.key, reply.answer, settings.model))
-            stopped = stopped or failures >= FAILURES_IN_A_ROW
+            if failures >= FAILURES_IN_A_ROW:
+                stopped = f"{failures} calls failed in a row, the last with {reply.error}"
             on_reply(reply)
 
     async with _client(settings, timeout_s=settings.timeout_s, max_retries=settings.max_retries) as client:
         await asyncio.gather(*(work() for _ in range(min(settings.concurrency, len(requests)))))
-    return f"{FAILURES_IN_A_ROW} calls failed in a row" if stopped else None
+    return stopped
 
 
 def _secret(settings: JudgeSettings) -> str:
@@ -184,7 +189,8 @@ async def _check_server(settings: JudgeSettings) -> None:
     except (ValueError, KeyError, TypeError):
         raise ServerError(f"{where} answers, but not as an OpenAI-compatible server; check --base-url") from None
     if models and settings.model not in models:
-        raise ServerError(f"{where} serves {', '.join(map(str, models[:5]))}, not {settings.model!r}; pass --model")
+        served = ", ".join(map(str, models[:5]))
+        logger.warning("%s lists %s and not %r; if every call fails, pass --model", where, served, settings.model)
 
 
 def _describe(error: Exception, secret: str) -> str:

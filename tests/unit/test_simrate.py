@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import random
+import re
 import sqlite3
 import subprocess
 import sys
@@ -279,7 +280,6 @@ def test_a_server_that_is_down_is_an_error_and_loses_nothing(tmp_path, server, j
         ((500, {"error": "loading"}), "wait until it is healthy"),
         ((401, {"error": "who?"}), "JUDGE_API_KEY"),
         ((200, b"<html>hello"), "not as an OpenAI-compatible server"),
-        ({"data": [{"id": "another-model"}]}, "serves another-model, not 'judge-model'"),
     ],
 )
 def test_an_unfit_server_is_an_error_before_anything_is_asked(tmp_path, server, judge_run, models, message, capsys):
@@ -296,6 +296,13 @@ def test_a_server_without_a_model_list_is_used(tmp_path, server, judge_run):
     assert judge_run()[0] == 0
 
 
+def test_a_model_that_the_server_does_not_list_is_a_warning(tmp_path, server, judge_run, caplog):
+    predictions(tmp_path / "run", ["same"])
+    server.models = {"data": [{"id": "another-model"}]}
+    assert judge_run()[0] == 0
+    assert "lists another-model and not 'judge-model'" in caplog.text
+
+
 def test_a_server_that_dies_half_way_is_not_asked_for_ever(tmp_path, server, judge_run, monkeypatch, caplog):
     monkeypatch.setattr(client, "FAILURES_IN_A_ROW", 4)
     predictions(tmp_path / "run", [f"same {i}" for i in range(30)])
@@ -304,7 +311,7 @@ def test_a_server_that_dies_half_way_is_not_asked_for_ever(tmp_path, server, jud
     assert status == 1
     assert sum(row["verdict"] == "yes" for row in rows) == 10
     assert len(server.asked) <= 16
-    assert "4 calls failed in a row" in caplog.text
+    assert re.search(r"unscored after [45] calls failed in a row, the last with InternalServerError", caplog.text)
     server.behave = None
     status, rows = judge_run()
     assert (status, {row["verdict"] for row in rows}) == (0, {"yes"})
