@@ -242,6 +242,7 @@ def complete_vision_tower(model: Any, missing_keys: Collection[str]) -> list[str
             logger.info("%d vision tensors are filled from %s.", len(missing), tower.vision_tower_name)
             tower.fill(missing)
         tower.is_loaded = True
+        tower.requires_grad_(False)  # transformers 5 makes new parameters while it loads
     elif tower is not None and missing:
         tower.is_loaded = False
         tower.load_model()
