@@ -136,17 +136,16 @@ def _parser(config_class: type, program: str, description: str) -> argparse.Argu
             help_text += f" ({', '.join(map(str, choices))})"
         if field.default is not dataclasses.MISSING and field.default is not None and field.default != "":
             help_text += f" [{field.default}]"
-        names = [f"--{_flag(field)}"]
-        if "_" in field.name and names[0].count("-") > 2:
-            names.append(f"--{field.name}")
-        settings: dict[str, Any] = {"dest": field.name, "help": help_text.replace("%", "%%")}
+        settings: dict[str, Any] = {"dest": field.name}
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
         else:
             settings["metavar"] = {"Path": "PATH", "int": "N", "float": "X"}.get(kind.__name__, "TEXT")
             if is_list:
                 settings["nargs"] = "+"
-        parser.add_argument(*names, **settings)
+        parser.add_argument(f"--{_flag(field)}", help=help_text.replace("%", "%%"), **settings)
+        if "_" in field.name:  # LLaVA's spelling works too
+            parser.add_argument(f"--{field.name}", help=argparse.SUPPRESS, **settings)
     return parser
 
 
