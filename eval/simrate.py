@@ -199,7 +199,7 @@ def judge_sheets(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], c
         print(f"{total} rows, {len(requests)} calls to a server; nothing was asked or written")
         return 0
     if requests:
-        check_server(judge)
+        check_server(judge, requests[0])
     with contextlib.ExitStack() as stack:
         runs = [stack.enter_context(_manifest(config, judge, sheet)) for sheet in sheets]
         stopped = ask_pending(judge, sheets, requests, cache) if requests else None

@@ -65,16 +65,17 @@ def check_url(base_url: str) -> None:
         )
 
 
-def check_server(judge: Judge) -> None:
+def check_server(judge: Judge, probe: Request) -> None:
     """Make sure that the judge's server answers, before anything is asked or written.
 
+    The list of models is asked for; where a server has none to give, `probe` is asked instead.
     A model that the server does not list is a warning only: several servers accept names that they do not list.
 
     Raises:
         ServerError: It does not answer, fails, or refuses the key.
     """
     check_url(judge.settings.base_url)
-    asyncio.run(_check_server(judge.settings))
+    asyncio.run(_check_server(judge.settings, probe))
 
 
 def ask_all(
@@ -162,25 +163,28 @@ def _text_of(body: Any) -> str:
     return text
 
 
-async def _check_server(settings: JudgeSettings) -> None:
-    """Ask the server for its models."""
+async def _check_server(settings: JudgeSettings, probe: Request) -> None:
     from openai import APIStatusError, OpenAIError
 
     secret = _secret(settings)
     where = f"judge server {settings.base_url}"
     try:
         async with _client(settings, timeout_s=CHECK_TIMEOUT_S, max_retries=1) as client:
-            response = await client.models.with_raw_response.list()
+            try:
+                response = await client.models.with_raw_response.list()
+            except APIStatusError as error:
+                if error.status_code in (401, 403):
+                    raise
+                reply = await _ask(client, settings, probe, secret=secret)
+                if reply.error is None:
+                    return
+                raise ServerError(f"{where} answers {reply.error}; wait until it is healthy") from None
         models = [model["id"] for model in json.loads(response.text)["data"]]
-    except APIStatusError as error:
-        if error.status_code in (401, 403):
-            raise ServerError(
-                f"{where} refuses the key: set the environment variable {settings.api_key_env} (it is "
-                f"{'set' if secret else 'not set'})"
-            ) from None
-        if error.status_code in (404, 405, 501):  # A server without a list of models can still judge.
-            return
-        raise ServerError(f"{where} answers {_describe(error, secret)}; wait until it is healthy") from None
+    except APIStatusError:
+        raise ServerError(
+            f"{where} refuses the key: set the environment variable {settings.api_key_env} (it is "
+            f"{'set' if secret else 'not set'})"
+        ) from None
     except OpenAIError as error:
         raise ServerError(
             f"{where} does not answer ({_describe(error, secret)}): start it (for example `vllm serve "
@@ -194,8 +198,11 @@ async def _check_server(settings: JudgeSettings) -> None:
 
 
 def _describe(error: Exception, secret: str) -> str:
-    cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) else ""
-    return _clean(" ".join(f"{type(error).__name__}: {error}{cause}".split())[:400], secret)
+    """Return the error with what lies behind it: the server's own words, or the lost connection."""
+    response = getattr(error, "response", None)
+    behind = response.text if response is not None else error.__cause__
+    said = f"{type(error).__name__}: {error}"
+    return _clean(" ".join(f"{said} ({behind})".split())[:400] if behind and str(behind) not in said else said, secret)
 
 
 def _clean(text: str, secret: str) -> str:

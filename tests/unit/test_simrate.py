@@ -277,7 +277,6 @@ def test_a_server_that_is_down_is_an_error_and_loses_nothing(tmp_path, server, j
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ((500, {"error": "loading"}), "wait until it is healthy"),
         ((401, {"error": "who?"}), "JUDGE_API_KEY"),
         ((200, b"<html>hello"), "not as an OpenAI-compatible server"),
     ],
@@ -290,10 +289,15 @@ def test_an_unfit_server_is_an_error_before_anything_is_asked(tmp_path, server, 
     assert server.asked == []
 
 
-def test_a_server_without_a_model_list_is_used(tmp_path, server, judge_run):
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_without_a_model_list_is_used_when_it_judges(tmp_path, server, judge_run, status, capsys):
     predictions(tmp_path / "run", ["same"])
-    server.models = (404, {"error": "no such page"})
+    server.models = (status, {"error": "no such page"})
     assert judge_run()[0] == 0
+    predictions(tmp_path / "run", ["same", "other"])
+    server.behave = lambda handler, text, number: handler.send(503, {"error": "loading"}) or True
+    assert judge_run()[0] == 2
+    assert 'Error code: 503 ({"error": "loading"}); wait until it is healthy' in capsys.readouterr().err
 
 
 def test_a_model_that_the_server_does_not_list_is_a_warning(tmp_path, server, judge_run, caplog):
