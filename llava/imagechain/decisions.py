@@ -45,18 +45,22 @@ def settle_decisions(config: Any, wanted: Mapping[str, str | None], *, trained: 
     Raises:
         ValueError: A trained checkpoint carries another value than the run asks for.
     """
-    problems, settled = [], {}
-    missing = [name for name in DECISIONS if getattr(config, name, None) is None]
-    for name in DECISIONS:
-        asked, carried = wanted.get(name), getattr(config, name, None)
-        if trained and asked is not None and carried is not None and asked != carried:
-            problems.append(f"{name}: the checkpoint was trained with {carried!r}, the run asks for {asked!r}")
-        if asked is not None:
-            setattr(config, name, asked)
-        settled[name] = decision(config, name)
-        setattr(config, name, settled[name])
+    carried = {name: getattr(config, name, None) for name in DECISIONS}
+    asked = {name: wanted.get(name) for name in DECISIONS}
+    problems = [
+        f"{name}: the checkpoint was trained with {carried[name]!r}, the run asks for {asked[name]!r}"
+        for name in DECISIONS
+        if trained and None not in (asked[name], carried[name]) and asked[name] != carried[name]
+    ]
     if problems:
         raise ValueError("; ".join(problems) + ". Leave the setting out, or use another checkpoint.")
+    for name, value in asked.items():
+        if value is not None:
+            setattr(config, name, value)
+    settled = {name: decision(config, name) for name in DECISIONS}
+    for name, value in settled.items():
+        setattr(config, name, value)
+    missing = [name for name in DECISIONS if carried[name] is None and asked[name] is None]
     if trained and missing:
         logger.warning(
             "The checkpoint does not say %s; %s is assumed. The authors' own checkpoints were trained with "

@@ -1,4 +1,4 @@
-"""A tiny LLaVA family of folders with fixed weights: tower, whole model, without tower, LoRA, projector, language model.
+"""Tiny LLaVA folders with fixed weights: tower, whole model, without tower, LoRA, projector, language model.
 
 The tensors are drawn from seeded generators in a fixed order, so that the numbers measured on LLaVA-NeXT itself
 (upstream_numbers.json) hold for them. The vision weights in the model folder differ from those in the tower folder.
@@ -89,7 +89,11 @@ def language_tensors(seed):
 
 def lora_tensors(seed):
     draw, tensors = draws(seed), {}
-    shapes = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.v_proj": (HIDDEN, HIDDEN), "mlp.down_proj": (HIDDEN, INNER)}
+    shapes = {
+        "self_attn.q_proj": (HIDDEN, HIDDEN),
+        "self_attn.v_proj": (HIDDEN, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INNER),
+    }
     for layer in range(LAYERS):
         for name, (rows, columns) in shapes.items():
             stem = f"base_model.model.model.layers.{layer}.{name}."
@@ -132,8 +136,8 @@ def write_tower(folder):
         "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
     })  # fmt: skip
     write_json(folder / "preprocessor_config.json", {
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": IMAGE}, "resample": 3,
-        "do_center_crop": True, "crop_size": {"height": IMAGE, "width": IMAGE}, "do_rescale": True,
+        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": IMAGE},
+        "resample": 3, "do_center_crop": True, "crop_size": {"height": IMAGE, "width": IMAGE}, "do_rescale": True,
         "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True,
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
     })  # fmt: skip
@@ -196,7 +200,9 @@ def build_tiny_llava(root):
         if tensors:
             save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
     torch.save(extra, root / "projector" / "mm_projector.bin")
-    torch.save({"base_model.model." + key: value for key, value in extra.items()}, root / "lora" / "non_lora_trainables.bin")
+    torch.save(
+        {"base_model.model." + key: value for key, value in extra.items()}, root / "lora" / "non_lora_trainables.bin"
+    )
     save_file(lora_tensors(14), root / "lora" / "adapter_model.safetensors", metadata={"format": "pt"})
     write_json(root / "lora" / "adapter_config.json", {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "../plain", "r": 4, "lora_alpha": 8,

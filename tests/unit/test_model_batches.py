@@ -168,7 +168,9 @@ def test_batched_generation_gives_each_row_what_it_gets_alone(model, side):
     kinds = ["video-seq", "image", "text"]
     ids, mask = padded(*rows)
     if side == "left":
-        ids, mask = (torch.stack([row.roll(int((m == 0).sum())) for row, m in zip(x, mask, strict=True)]) for x in (ids, mask))
+        ids, mask = (
+            torch.stack([row.roll(int((m == 0).sum())) for row, m in zip(x, mask, strict=True)]) for x in (ids, mask)
+        )
     settings = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None}
     together = model.generate(ids, attention_mask=mask, images=images, modalities=kinds, **settings)
     for number, row in enumerate(rows):
@@ -194,7 +196,10 @@ def test_loss_without_logits_is_the_loss_with_logits(model):
     assert short.logits is None
     torch.testing.assert_close(short.loss, full.loss)
     count = int((labels[:, 1:] != IGNORE_INDEX).sum())
-    for wide in (model(**call, num_items_in_batch=40), model(**call, num_items_in_batch=torch.tensor(40), return_logits=False)):
+    for wide in (
+        model(**call, num_items_in_batch=40),
+        model(**call, num_items_in_batch=torch.tensor(40), return_logits=False),
+    ):
         torch.testing.assert_close(wide.loss, full.loss * count / 40)
 
 
@@ -202,9 +207,7 @@ def test_a_batch_without_labels_on_any_token_has_loss_zero(model):
     ids, mask = padded(IMAGE_ROW)
     labels = torch.full_like(ids, IGNORE_INDEX)
     for logits_wanted in (True, False):
-        output = model(
-            input_ids=ids, attention_mask=mask, labels=labels, images=[PICTURE], return_logits=logits_wanted
-        )
+        output = model(input_ids=ids, attention_mask=mask, labels=labels, images=[PICTURE], return_logits=logits_wanted)
         assert output.loss.item() == 0
 
 
@@ -241,7 +244,7 @@ def test_the_frozen_tower_gets_no_gradient_and_stays_in_evaluation_mode(model):
 
 def test_a_run_cannot_contradict_what_a_checkpoint_was_trained_with(model):
     model.config.imagechain_last_scene = "last_frame"
-    with pytest.raises(ValueError, match="imagechain_last_scene.*'last_frame'.*'mean'"):
+    with pytest.raises(ValueError, match=r"imagechain_last_scene.*'last_frame'.*'mean'"):
         settle_decisions(model.config, {"imagechain_last_scene": "mean"}, trained=True)
     assert settle_decisions(model.config, {"imagechain_prompt": "template"}, trained=False) == {
         "imagechain_last_scene": "last_frame",

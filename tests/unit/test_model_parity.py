@@ -126,7 +126,9 @@ def test_forward_gives_what_the_authors_code_gives(name, model, upstream_numbers
 def test_generate_gives_what_the_authors_code_gives(name, model, upstream_numbers):
     ids, rest = inputs(GENERATE[name], model, upstream_numbers)
     beams = 2 if name == "generate_beam2" else 1
-    new = model.generate(ids, do_sample=False, num_beams=beams, max_new_tokens=6 if beams == 2 else 10, pad_token_id=0, **rest)
+    new = model.generate(
+        ids, do_sample=False, num_beams=beams, max_new_tokens=6 if beams == 2 else 10, pad_token_id=0, **rest
+    )
     assert new.tolist() == upstream_numbers["generate"][name]
 
 
