@@ -1,4 +1,4 @@
-"""The three decoders give the frame that is on screen; each frame of the test videos carries its number as 16 blocks."""
+"""The three decoders give the frame that is on screen; each frame of the test videos shows its number as blocks."""
 
 import bisect
 import itertools
