@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
+from llava.imagechain.config import ConfigError
+
 
 def default_cache_path() -> Path:
     """Return the user's cache file, shared by all runs."""
@@ -18,19 +20,27 @@ class AnswerCache:
     """Raw answers by request hash in one SQLite file; several processes may use it at once (write-ahead log).
 
     Args:
-        path: The file; None keeps nothing.
+        path: The file, on a local disk; None keeps nothing.
+
+    Raises:
+        ConfigError: The file cannot be used.
     """
 
     def __init__(self, path: Path | str | None) -> None:
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(str(path or ":memory:"), timeout=60, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=NORMAL")
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS answers"
-            " (key TEXT PRIMARY KEY, answer TEXT NOT NULL, model TEXT NOT NULL, asked_at TEXT NOT NULL)"
-        )
+        try:
+            if path is not None:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(str(path or ":memory:"), timeout=60, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS answers"
+                " (key TEXT PRIMARY KEY, answer TEXT NOT NULL, model TEXT NOT NULL, asked_at TEXT NOT NULL)"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(
+                f"cache {path} cannot be used ({error}); pass --cache with another file, or --cache off"
+            ) from error
 
     def get_many(self, keys: Iterable[str]) -> dict[str, str]:
         """Return the answers that are known."""

@@ -9,12 +9,15 @@
 #   --dry-run  print the command and stop
 #
 # settings (environment):
-#   PYTHON     python to use   [.venv/bin/python]
+#   PYTHON     python to use   [.venv/bin/python where there is one]
 set -euo pipefail
 
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-: "${PYTHON:=$root/.venv/bin/python}"
+if [[ -z "${PYTHON:-}" ]]; then
+  PYTHON=python3
+  [[ -x "$root/.venv/bin/python" ]] && PYTHON="$root/.venv/bin/python"
+fi
 
 dry_run=0
 words=()

@@ -9,14 +9,17 @@
 #
 # settings (environment):
 #   JUDGE          world, simrate, mock, or your own judge folder (its parser.py is run)   [simrate]
-#   PYTHON         python to use                                                           [.venv/bin/python]
+#   PYTHON         python to use                                                           [.venv/bin/python where there is one]
 #   JUDGE_API_KEY  key of the judge's server, when it wants one; never written anywhere
 set -euo pipefail
 
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 : "${JUDGE:=simrate}"
-: "${PYTHON:=$root/.venv/bin/python}"
+if [[ -z "${PYTHON:-}" ]]; then
+  PYTHON=python3
+  [[ -x "$root/.venv/bin/python" ]] && PYTHON="$root/.venv/bin/python"
+fi
 
 dry_run=0
 files=()

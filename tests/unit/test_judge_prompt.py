@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eval.judge import load_judge
 from eval.judge.prompt import neutralize, render_raw
@@ -87,6 +89,14 @@ def test_a_caption_adds_no_line_heading_or_role(rendering, forgery):
         return len(text.splitlines()), text.count("###"), len(re.findall(r"\w+:", text)), text.count("A man walks.")
 
     assert shape(forgery) == shape("A man runs.")
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("<[＜|>]#＃ \n\r\u2028\x00:/asuserYES_"), max_size=60))
+def test_no_text_keeps_a_way_to_open_a_mark_a_section_or_a_line(text):
+    harmless = neutralize(text)
+    assert not re.search(r"[<\[＜]\S|[#＃]{2}|user\s*:|[\n\r\u2028\x00]", harmless)
+    assert neutralize(harmless) == harmless
 
 
 def test_ordinary_captions_stay_as_they_are():

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -343,7 +344,8 @@ def test_an_address_with_a_secret_in_it_is_refused(tmp_path, judge_run, capsys):
     assert "sk-hidden" not in capsys.readouterr().err
 
 
-def test_a_killed_run_keeps_its_answers_and_the_next_finishes(tmp_path, server):
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, "interrupted"), (signal.SIGKILL, "started")])
+def test_a_stopped_run_keeps_its_answers_and_the_next_finishes(tmp_path, server, stop, status):
     predictions(tmp_path / "run", [f"same {i}" for i in range(12)])
     server.behave = lambda handler, text, number: number > 6 and time.sleep(30)
     command = [
@@ -354,8 +356,9 @@ def test_a_killed_run_keeps_its_answers_and_the_next_finishes(tmp_path, server):
     deadline = time.monotonic() + 30
     while len(server.asked) < 7 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.kill()
-    process.wait()
+    process.send_signal(stop)
+    assert process.wait(20) == (130 if stop == signal.SIGINT else -stop)
+    assert json.loads((tmp_path / "run" / "judge_run.json").read_text())["status"] == status
     assert [row["verdict"] for row in judgments(tmp_path / "run")] == ["yes"] * 6
     server.behave = None
     assert simrate.main(command[3:]) == 0
@@ -450,6 +453,14 @@ def test_overwrite_drops_old_judgments_but_uses_the_cache(tmp_path, server, judg
     assert len(server.asked) == 2
     judge_run("--overwrite")
     assert len(server.asked) == 2
+
+
+def test_a_cache_that_is_no_database_is_an_error_and_stays(tmp_path, judge_run, capsys):
+    predictions(tmp_path / "run", ["same"])
+    (tmp_path / "cache.sqlite").write_text("this is a text file, and long enough to be looked at" * 20)
+    assert judge_run()[0] == 2
+    assert "cache.sqlite cannot be used" in capsys.readouterr().err
+    assert (tmp_path / "cache.sqlite").read_text().startswith("this is a text file")
 
 
 def test_help_is_light():
