@@ -36,7 +36,7 @@ def attention_implementation(wanted: str | None) -> str:
     if wanted is None:
         return "sdpa"
     if wanted == "flash_attention_2" and not (importlib.util.find_spec("flash_attn") and torch.cuda.is_available()):
-        logger.info("flash-attn is not installed or there is no GPU: attention runs on sdpa.")
+        logger.debug("flash-attn is not installed or there is no GPU: attention runs on sdpa.")
         return "sdpa"
     return wanted
 

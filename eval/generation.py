@@ -1,0 +1,152 @@
+"""Batches of stories through a model: prompts padded on the left, greedy text out, one row a story.
+
+Shape letters: B stories of a batch, L positions, F frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from eval.controls import Edit
+from llava.imagechain.data import Plan, StoryExamples
+from llava.imagechain.prompts import COMMON_MARKS
+from llava.imagechain.story import Story, clean_text
+
+_ROLE_MARKS = re.compile(r"\b(?:USER|ASSISTANT):")
+_OTHER_MARKS = re.compile("|".join(re.escape(mark) for mark in COMMON_MARKS if mark not in ("USER:", "ASSISTANT:")))
+
+
+class PromptExamples(StoryExamples):
+    """Stories as prompts, with a control applied to each before it is written out.
+
+    Args:
+        *args: As for `StoryExamples`.
+        edit: What the control does to a story's scenes.
+        blank: Give one frame of the mean colour in place of a scene's frames.
+        **kwargs: As for `StoryExamples`.
+    """
+
+    def __init__(self, *args: Any, edit: Edit, blank: bool = False, **kwargs: Any) -> None:
+        self._edit, self._blank = edit, blank
+        super().__init__(*args, **kwargs)
+
+    def _plan(self, story: Story) -> Plan:
+        return super()._plan(self._edit(story))
+
+    def _frames(self, plan: Plan) -> list[torch.Tensor]:
+        if not self._blank:
+            return super()._frames(plan)
+        size = self.image_processor.crop_size
+        return [torch.zeros(1, 3, size["height"], size["width"])] * len(plan.scenes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generated:
+    """One story's text, or the reason why there is none."""
+
+    plan: Plan
+    text: str = ""
+    new_tokens: int = 0
+    problem: str | None = None
+
+
+class _Readable(Dataset[tuple[int, Any]]):
+    """Gives examples, or the reason why one cannot be read."""
+
+    def __init__(self, examples: StoryExamples) -> None:
+        self.examples = examples
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        try:
+            return index, self.examples[index]
+        except Exception as error:  # Pillow raises many kinds on damaged frames; each is the story's skip reason
+            return index, f"{type(error).__name__}: {error}"
+
+
+def batches_by_length(lengths: Sequence[int], indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return batches of examples of like length, the longest first (what does not fit shows at once)."""
+    order = sorted(indices, key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    examples: StoryExamples,
+    batches: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    num_workers: int = 0,
+) -> Iterator[list[Generated]]:
+    """Run batches through the model, greedily.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: The model's.
+        examples: Prompts.
+        batches: Indices of examples.
+        max_new_tokens: Most tokens of an answer.
+        num_workers: Processes that read and decode frames ahead.
+
+    Yields:
+        One list a batch.
+    """
+    loader = DataLoader(
+        _Readable(examples), batch_sampler=[list(batch) for batch in batches], collate_fn=list, num_workers=num_workers
+    )
+    for loaded in loader:
+        unreadable = [Generated(plan=examples.plans[i], problem=found) for i, found in loaded if isinstance(found, str)]
+        readable = [(examples.plans[i], found) for i, found in loaded if not isinstance(found, str)]
+        answers = answer_batch(model, tokenizer, [found for _, found in readable], max_new_tokens) if readable else []
+        yield unreadable + [
+            Generated(
+                plan=plan, text=clean_prediction(tokenizer.decode(ids, skip_special_tokens=True)), new_tokens=len(ids)
+            )
+            for (plan, _), ids in zip(readable, answers, strict=True)
+        ]
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: Any, tokenizer: Any, batch: Sequence[Mapping[str, Any]], max_new_tokens: int
+) -> list[list[int]]:
+    """Return the new token ids of each example, the end token included, padding left out."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    longest = max(len(example["input_ids"]) for example in batch)
+    ids = torch.full((len(batch), longest), pad, dtype=torch.long)
+    mask = torch.zeros((len(batch), longest), dtype=torch.long)
+    for row, example in enumerate(batch):  # from lengths, never by comparing with the padding id
+        ids[row, longest - len(example["input_ids"]) :] = example["input_ids"]
+        mask[row, longest - len(example["input_ids"]) :] = 1
+    device = model.device
+    new = model.generate(
+        ids.to(device),
+        attention_mask=mask.to(device),
+        images=[[scene.to(device) for scene in example["images"]] for example in batch],
+        modalities=[example["modality"] for example in batch],
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    return [_until_end(row, tokenizer.eos_token_id) for row in new.tolist()]
+
+
+def _until_end(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def clean_prediction(text: str) -> str:
+    """Return an answer as one line: what follows a role mark (the model talking to itself) and other marks are cut."""
+    return clean_text(_OTHER_MARKS.sub(" ", _ROLE_MARKS.split(text, maxsplit=1)[0]))

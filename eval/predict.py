@@ -1,0 +1,223 @@
+"""Predict the description of each story's last scene with one checkpoint and one variant.
+
+Launch: python -m eval.predict --checkpoint DIR --variant imagechain --stories DIR --context c2_7 --output-dir OUT
+
+Writes predictions.jsonl (one row a story), skipped.jsonl and run.json. A rerun goes on where it stopped, after checking
+that nothing that decides the texts has changed. The checkpoint may be a whole model, a LoRA folder or a checkpoint-N.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from eval.controls import edit_of
+from eval.predict_job import Job, PredictConfig, prepare
+from llava.imagechain.config import ConfigError, parse_config, to_json
+from llava.imagechain.files import JsonlAppender, read_jsonl, write_jsonl
+from llava.imagechain.manifest import Run, run_manifest
+
+if TYPE_CHECKING:
+    from eval.generation import Generated, PromptExamples
+    from llava.imagechain.checkpoint import LoadedModel
+
+logger = logging.getLogger("eval.predict")
+PROGRAM = "python -m eval.predict"
+
+
+def load_model(job: Job) -> LoadedModel:
+    """Load the checkpoint and follow the decisions it carries."""
+    import torch
+
+    from llava.imagechain.checkpoint import load_checkpoint
+    from llava.imagechain.decisions import DECISIONS, settle_decisions
+
+    config = job.config
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+    loaded = load_checkpoint(config.checkpoint, base=config.base, device=device, dtype=getattr(torch, dtype))
+    model_config = loaded.model.config
+    carries = any(getattr(model_config, name, None) is not None for name in DECISIONS)
+    wanted = {name: getattr(config, name) for name in DECISIONS}
+    settled = settle_decisions(
+        model_config, wanted, trained=carries or bool(job.trained) or job.variant.trained_as is not None
+    )
+    logger.info("decisions: %s", ", ".join(f"{name}={value}" for name, value in settled.items()))
+    trained_as = job.trained.get("variant")
+    if trained_as and trained_as != job.variant.trained_as:
+        logger.warning("%s was trained as %s, but is used for %s.", config.checkpoint, trained_as, job.variant.name)
+    if job.variant.trained_as and not job.trained:
+        logger.warning("%s is a trained variant, but %s names no training run.", job.variant.title, config.checkpoint)
+    loaded.model.get_vision_tower().frames_per_call = config.frames_per_call
+    return loaded
+
+
+def make_examples(job: Job, loaded: LoadedModel) -> PromptExamples:
+    """Write out the prompts of all stories; those that cannot be shown are in its `skipped`."""
+    from eval.generation import PromptExamples
+    from llava.imagechain.data import ExampleSettings, text_stories
+    from llava.imagechain.decisions import decision
+
+    config, model = job.config, loaded.model
+    tower = model.get_vision_tower()
+    limits = (config.max_length, loaded.context_length, getattr(model.config, "tokenizer_model_max_length", None))
+    settings = ExampleSettings(
+        tokens_per_scene=tower.num_patches,
+        prompt_format=decision(model.config, "imagechain_prompt"),
+        conversation_name=config.conversation,
+        scene_aspect=decision(model.config, "imagechain_scene_aspect"),
+        max_length=min(limit for limit in limits if limit),
+        overlength=config.overlength,
+        for_generation=True,
+        reserve_tokens=config.max_new_tokens,
+        seed=config.seed,
+    )
+    chosen = job.chosen
+    blank = config.control == "blank_images"
+    return PromptExamples(
+        chosen, job.variant, loaded.tokenizer, loaded.image_processor, settings,
+        demonstrations=job.demonstrations,
+        edit=edit_of(config.control, text_stories(job.stories), config.seed),
+        blank=blank,
+        **({} if blank else _features(job, loaded, chosen, settings.scene_aspect)),
+    )  # fmt: skip
+
+
+def _features(job: Job, loaded: LoadedModel, chosen: StoryFrames, scene_aspect: str) -> dict[str, Any]:
+    if job.config.feature_cache is None:
+        return {}
+    from llava.imagechain.features import cached_features
+
+    collections = [chosen] if job.demonstrations is None else [chosen, job.demonstrations]
+    found = cached_features(
+        job.config.feature_cache, collections, loaded.model.get_vision_tower(), loaded.image_processor,
+        scene_aspect=scene_aspect, num_workers=job.config.num_workers,
+    )  # fmt: skip
+    return {"features": found, "unreadable": found[0].unreadable}
+
+
+def predict(job: Job, run: Run) -> int:
+    """Predict what is not done yet; returns the exit status."""
+    from tqdm import tqdm
+
+    from eval.generation import batches_by_length, generate
+
+    config = job.config
+    loaded = load_model(job)
+    examples = make_examples(job, loaded)
+    pending = [index for index, plan in enumerate(examples.plans) if plan.story_id not in job.done]
+    skipped = list(examples.skipped)
+    refuse_skips(skipped, len(examples.stories), config.max_skipped)
+    counts = {"prompt_tokens": 0, "new_tokens": 0, "shortened": 0}
+    started = time.time()
+    interval_s = 0.5 if sys.stderr.isatty() else 60
+    with (
+        JsonlAppender(job.path) as output,
+        tqdm(total=len(pending), unit="story", desc=job.variant.title, mininterval=interval_s) as progress,
+    ):
+        batches = batches_by_length(examples.lengths, pending, config.batch_size)
+        for batch in generate(
+            loaded.model, loaded.tokenizer, examples, batches,
+            max_new_tokens=config.max_new_tokens, num_workers=config.num_workers,
+        ):  # fmt: skip
+            for result in batch:
+                if result.problem:
+                    skipped.append({"id": result.plan.story_id, "reason": result.problem})
+                    continue
+                output.write(prediction_row(job, result))
+                counts["prompt_tokens"] += result.plan.length
+                counts["new_tokens"] += result.new_tokens
+                counts["shortened"] += result.plan.num_dropped_scenes > 0
+            progress.update(len(batch))
+            refuse_skips(skipped, len(examples.stories), config.max_skipped)
+    seconds = time.time() - started
+    write_jsonl(config.output_dir / "skipped.jsonl", skipped)
+    order = {story_id: number for number, story_id in enumerate(job.stories.ids)}
+    rows = sorted(read_jsonl(job.path), key=lambda row: order.get(row["id"], len(order)))
+    write_jsonl(job.path, rows)
+    predicted = len(pending) - sum(row["id"] in {examples.plans[i].story_id for i in pending} for row in skipped)
+    run.record(
+        rows=len(rows), predicted=predicted, skipped=len(skipped), **counts,
+        predict_seconds=round(seconds, 2), stories_per_second=round(predicted / seconds, 3) if predicted else None,
+    )  # fmt: skip
+    logger.info(
+        "%s: %d stories, %d new in %.1f s, %d skipped, %d shortened -> %s",
+        job.variant.title, len(rows), predicted, seconds, len(skipped), counts["shortened"], job.path,
+    )  # fmt: skip
+    return 0
+
+
+def prediction_row(job: Job, result: Generated) -> dict[str, Any]:
+    """Return the row of predictions.jsonl."""
+    plan = result.plan
+    return {
+        "id": plan.story_id,
+        "variant": job.variant.name,
+        "train_context": job.train_context,
+        "num_scenes": plan.num_scenes,
+        "video_name": plan.video_name,
+        "prediction": result.text,
+        "reference": plan.reference,
+        "dropped_scenes": plan.num_dropped_scenes,
+        "prompt_tokens": plan.length,
+        "new_tokens": result.new_tokens,
+        "control": None if job.config.control == "none" else job.config.control,
+    }
+
+
+def refuse_skips(skipped: Sequence[dict[str, Any]], total: int, share: float) -> None:
+    """Stop a run in which too many stories cannot be used.
+
+    Raises:
+        ConfigError: With the first reasons.
+    """
+    if len(skipped) > max(share * total, 0):
+        shown = "; ".join(f"{row['id']}: {row['reason']}" for row in skipped[:3])
+        raise ConfigError(
+            f"{len(skipped)} of {total} stories cannot be used ({shown}); --max-skipped allows a share of {share:g}"
+        )
+
+
+def show_plan(job: Job) -> None:
+    """Print what a run would do."""
+    chosen = job.chosen
+    left = [row for row, story_id in enumerate(chosen.ids) if story_id not in job.done]
+    frames = chosen.frame_counts()
+    scenes = sum(chosen.num_scenes[row] for row in left)
+    print(
+        f"{job.variant.title} with {job.config.checkpoint} (trained: {job.trained or 'base model'}): {len(chosen)} stories, "
+        f"{len(left)} to predict with {scenes} scenes and {sum(sum(frames[row]) for row in left)} frames, in "
+        f"{-(-len(left) // job.config.batch_size)} batches of {job.config.batch_size} -> {job.path}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config = parse_config(PredictConfig, argv, program=PROGRAM, description=__doc__ or "")
+    try:
+        job = prepare(config)
+        if config.dry_run:
+            show_plan(job)
+            return 0
+        if set(job.chosen.ids) <= job.done.keys() | job.skipped:
+            logger.info("%s: all stories are predicted already -> %s", job.variant.title, job.path)
+            return 0
+        if config.overwrite:
+            job.path.unlink(missing_ok=True)
+        with run_manifest(config.output_dir, config=to_json(config)) as run:
+            run.record(identity=job.identity, trained=job.trained)
+            return predict(job, run)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the predictions so far are kept, run the same command again", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""What a prediction run is asked to do, checked before any weight is loaded: settings, stories, checkpoint, resumption."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from eval.controls import CONTROLS, check_control
+from eval.runs import PREDICTIONS
+from llava.imagechain.config import ConfigError, option, to_json
+from llava.imagechain.files import read_json, read_jsonl, sha256_json
+from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, StoryFrames, load_stories
+from llava.imagechain.variants import VARIANTS, Variant, get_variant
+
+# Settings that may change between a run and its resumption: they do not decide the texts.
+FREE = {"batch_size", "num_workers", "frames_per_call", "limit", "output_dir", "resume", "overwrite", "dry_run",
+        "feature_cache", "max_skipped", "device", "checkpoint", "base", "stories"}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Settings of eval.predict."""
+
+    checkpoint: Path = option(help="model folder, LoRA folder, or checkpoint-N of a run")
+    base: Path | None = option(None, help="base model of a LoRA folder; by default the one it names")
+    variant: str = option(help="how a story is shown", choices=list(VARIANTS))
+    variant_set: list[str] = option([], help="changes to the variant, such as earlier_parts=image")
+    stories: Path = option(help="StoryFrames folder, or the published dataset's name")
+    split: str = option("validation", help="split of the stories", choices=list(SPLIT_FOLDERS))
+    context: str = option("c2_7", help="numbers of scenes", choices=list(CONTEXTS))
+    output_dir: Path = option(help="folder for predictions.jsonl, skipped.jsonl and run.json")
+    control: str = option("none", help="spoil the stories on purpose, see eval/controls.py", choices=CONTROLS)
+    batch_size: int = option(8, help="stories per batch")
+    max_new_tokens: int = option(128, help="most tokens of an answer")
+    max_length: int | None = option(None, help="most positions of prompt and answer; by default what the model takes")
+    overlength: str = option("drop_oldest", help="longer stories", choices=("drop_oldest", "skip"))
+    conversation: str = option("vicuna_v1", help="conversation template of the model")
+    imagechain_last_scene: str | None = option(
+        None, help="frames of the last scene; by default the checkpoint's", choices=("mean", "last_frame")
+    )
+    imagechain_pooling: str | None = option(
+        None,
+        help="where frames are averaged; by default the checkpoint's",
+        choices=("after_projector", "before_projector"),
+    )
+    imagechain_scene_aspect: str | None = option(
+        None, help="frame preprocessing; by default the checkpoint's", choices=("crop", "pad")
+    )
+    imagechain_prompt: str | None = option(
+        None, help="prompt format; by default the checkpoint's", choices=("figure3", "template")
+    )
+    device: str | None = option(None, help="such as cpu or cuda:0; by default a GPU when there is one")
+    dtype: str | None = option(
+        None, help="by default bfloat16 on a GPU, float32 else", choices=("float32", "bfloat16", "float16")
+    )
+    frames_per_call: int | None = option(None, help="most frames in one call of the vision tower; by default all")
+    feature_cache: Path | None = option(None, help="folder of per-frame features, shared with training")
+    num_workers: int = option(0, help="processes that decode frames ahead")
+    max_skipped: float = option(0.05, help="largest share of stories that may be left out")
+    seed: int = option(0, help="chooses demonstrations and what the controls do")
+    limit: int | None = option(None, help="only the first N stories")
+    resume: bool = option(True, help="keep the predictions that are already there")
+    overwrite: bool = option(False, help="drop the predictions that are already there")
+    dry_run: bool = option(False, help="say what would be done and stop; no weight is loaded")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be predicted, checked before any weight is loaded."""
+
+    config: PredictConfig
+    variant: Variant
+    stories: StoryFrames
+    demonstrations: StoryFrames | None
+    trained: dict[str, Any]  # variant and context of the training run, empty for a base model
+    identity: dict[str, Any]  # everything that decides the texts
+    done: dict[str, Any]  # rows of an earlier run by story id
+    skipped: set[str]  # stories that an earlier, finished run had to leave out
+
+    @property
+    def chosen(self) -> StoryFrames:
+        """The stories within the limit."""
+        return self.stories if self.config.limit is None else self.stories[: self.config.limit]
+
+    @property
+    def path(self) -> Path:
+        """The predictions file."""
+        return self.config.output_dir / PREDICTIONS
+
+    @property
+    def train_context(self) -> str | None:
+        """Training context of the checkpoint."""
+        return str(self.trained["context"]) if self.trained.get("context") else None
+
+
+def prepare(config: PredictConfig) -> Job:
+    """Check everything that can be checked without loading weights.
+
+    Raises:
+        ConfigError: With all problems in one message.
+    """
+    problems: list[str] = []
+    stories = demonstrations = None
+    variant = VARIANTS[config.variant]
+    try:
+        variant = get_variant(config.variant, config.variant_set)
+        check_control(config.control, variant)
+    except ConfigError as error:
+        problems.append(str(error))
+    try:
+        stories = load_stories(config.stories, config.split, config.context)
+        if variant.demonstrations:
+            demonstrations = load_stories(config.stories, "train", config.context)
+    except (OSError, ValueError) as error:
+        problems.append(f"stories: {error}")
+    problems += [
+        f"{name}: {folder} is not a model folder (no config.json or adapter_config.json)"
+        for name, folder in (("checkpoint", config.checkpoint), ("base", config.base))
+        if folder and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
+    ]
+    problems += [
+        f"{name}: at least 1 was wanted, found {getattr(config, name)}"
+        for name in ("batch_size", "max_new_tokens")
+        if getattr(config, name) < 1
+    ]
+    if problems or stories is None:
+        raise ConfigError("\n  - ".join(["nothing was predicted:", *problems]) if len(problems) > 1 else problems[0])
+    base = config.base or _named_base(config.checkpoint)
+    identity = {
+        **{name: value for name, value in to_json(config).items() if name not in FREE},
+        "checkpoint_sha256": fingerprint(config.checkpoint),
+        "base_sha256": fingerprint(base) if base else None,
+        "stories_sha256": sha256_json([stories.ids, stories.texts()]),
+    }
+    done, skipped = earlier_rows(config, identity)
+    return Job(
+        config=config, variant=variant, stories=stories, demonstrations=demonstrations, identity=identity,
+        trained=trained_with(config.checkpoint), done=done, skipped=skipped,
+    )  # fmt: skip
+
+
+def _named_base(checkpoint: Path) -> Path | None:
+    """Return the base folder that an adapter names, where it is one."""
+    if not (checkpoint / "adapter_config.json").is_file():
+        return None
+    name = read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path")
+    return Path(name) if isinstance(name, str) and Path(name).is_dir() else None
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash of a model folder: names, sizes and the first and last megabyte of its weights and settings."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".safetensors", ".bin", ".model", ".json") or path.name in (
+            "run.json",
+            "trainer_state.json",
+        ):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def trained_with(checkpoint: Path) -> dict[str, Any]:
+    """Return variant and context from the run.json of a training run, or of the run that a checkpoint-N belongs to."""
+    folders = [checkpoint, *([checkpoint.parent] if checkpoint.name.startswith("checkpoint-") else [])]
+    for folder in folders:
+        if (folder / "run.json").is_file():
+            config = read_json(folder / "run.json").get("config")
+            config = config if isinstance(config, dict) else {}
+            return {name: config[name] for name in ("variant", "context") if config.get(name)}
+    return {}
+
+
+def earlier_rows(config: PredictConfig, identity: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Return what an earlier run left: its rows by story id, and the stories that a finished run had to skip.
+
+    Raises:
+        ConfigError: They were made with other settings, or nothing tells with which.
+    """
+    path, manifest = config.output_dir / PREDICTIONS, config.output_dir / "run.json"
+    if not path.is_file() or config.overwrite:
+        return {}, set()
+    if not config.resume:
+        raise ConfigError(f"{path} exists; --overwrite drops it, --resume goes on with it")
+    run = read_json(manifest) if manifest.is_file() else {}
+    before = run.get("identity")
+    if not isinstance(before, dict):
+        raise ConfigError(f"{path} exists, but no run.json says how it was made; use --overwrite or another folder")
+    changes = [
+        f"{name} was {before.get(name)!r}, is {value!r}"
+        for name, value in identity.items()
+        if before.get(name) != value
+    ]
+    if changes:
+        raise ConfigError(
+            f"{config.output_dir} holds predictions made otherwise ({'; '.join(changes)}); use --overwrite or another "
+            "folder"
+        )
+    skipped = config.output_dir / "skipped.jsonl"
+    rows = {row["id"]: row for row in read_jsonl(path) if isinstance(row.get("id"), str)}
+    finished = run.get("status") == "success" and skipped.is_file()
+    return rows, {str(row.get("id")) for row in read_jsonl(skipped)} if finished else set()
