@@ -49,7 +49,7 @@ def test_help_is_answered_without_loading_torch(module):
         "import runpy, sys\n"
         f"sys.argv = [{module!r}, '--help']\n"
         "try:\n"
-        f"    runpy.run_module({module!r}, run_name='__main__')\n"
+        f"    runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
         "except SystemExit as end:\n"
         "    assert end.code in (0, None), end.code\n"
         "loaded = {'torch', 'transformers', 'vllm'} & set(sys.modules)\n"
