@@ -23,6 +23,7 @@ from llava.imagechain.manifest import Run, run_manifest
 if TYPE_CHECKING:
     from eval.generation import Generated, PromptExamples
     from llava.imagechain.checkpoint import LoadedModel
+    from llava.imagechain.story import StoryFrames
 
 logger = logging.getLogger("eval.predict")
 PROGRAM = "python -m eval.predict"
@@ -188,8 +189,8 @@ def show_plan(job: Job) -> None:
     frames = chosen.frame_counts()
     scenes = sum(chosen.num_scenes[row] for row in left)
     print(
-        f"{job.variant.title} with {job.config.checkpoint} (trained: {job.trained or 'base model'}): {len(chosen)} stories, "
-        f"{len(left)} to predict with {scenes} scenes and {sum(sum(frames[row]) for row in left)} frames, in "
+        f"{job.variant.title} with {job.config.checkpoint} (trained: {job.trained or 'base model'}): "
+        f"{len(chosen)} stories, {len(left)} to predict with {scenes} scenes and {sum(sum(frames[row]) for row in left)} frames, in "
         f"{-(-len(left) // job.config.batch_size)} batches of {job.config.batch_size} -> {job.path}"
     )
 

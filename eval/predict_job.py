@@ -1,4 +1,4 @@
-"""What a prediction run is asked to do, checked before any weight is loaded: settings, stories, checkpoint, resumption."""
+"""What a prediction run is asked to do, checked before any weight is loaded."""
 
 from __future__ import annotations
 
