@@ -194,6 +194,10 @@ def _notes(rows: Sequence[Row], controls: Sequence[Row], left_out: Sequence[RunF
     shortened = [f"{row.title} {_shortened(row)}" for row, _ in present if _shortened(row)]
     if shortened:
         notes.append(f"Stories whose oldest scenes were dropped to fit the model's context: {'; '.join(shortened)}.")
+    if any(row.control == "shuffled_scenes" for row in controls):
+        notes.append(
+            "Scenes shuffled: a story of 2 scenes has one earlier scene, hence no other order, and stays as it is."
+        )
     if left_out:
         shown = ", ".join(f"{run.path} ({run.variant}, {run.train_context})" for run in left_out)
         notes.append(f"Left out, trained on another context: {shown}.")

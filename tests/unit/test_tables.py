@@ -143,6 +143,7 @@ def test_controls_stand_under_the_table_and_in_no_row_of_it(tmp_path):
     assert "100.00 (4/4)" in top and "0.00 (0/4)" not in top
     order = [bottom.index(f"ImageChain, {name}") for name in ("blank", "another story's earlier text", "scenes")]
     assert order == sorted(order)
+    assert "a story of 2 scenes has one earlier scene" in bottom
 
 
 def test_what_makes_numbers_incomparable_is_said(tmp_path):
