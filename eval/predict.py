@@ -188,9 +188,10 @@ def show_plan(job: Job) -> None:
     left = [row for row, story_id in enumerate(chosen.ids) if story_id not in job.done]
     frames = chosen.frame_counts()
     scenes = sum(chosen.num_scenes[row] for row in left)
+    total = sum(sum(frames[row]) for row in left)
     print(
         f"{job.variant.title} with {job.config.checkpoint} (trained: {job.trained or 'base model'}): "
-        f"{len(chosen)} stories, {len(left)} to predict with {scenes} scenes and {sum(sum(frames[row]) for row in left)} frames, in "
+        f"{len(chosen)} stories, {len(left)} to predict with {scenes} scenes and {total} frames, in "
         f"{-(-len(left) // job.config.batch_size)} batches of {job.config.batch_size} -> {job.path}"
     )
 

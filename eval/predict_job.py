@@ -145,8 +145,8 @@ def _named_base(checkpoint: Path) -> Path | None:
     """Return the base folder that an adapter names, where it is one."""
     if not (checkpoint / "adapter_config.json").is_file():
         return None
-    name = read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path")
-    return Path(name) if isinstance(name, str) and Path(name).is_dir() else None
+    name = str(read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path"))
+    return next((path for path in (checkpoint / name, Path(name)) if path.is_dir()), None)
 
 
 def fingerprint(folder: Path) -> str:

@@ -83,6 +83,10 @@ def load_pretrained_model(
     adapter = _adapter_config(model_path)
     if model_base is None and adapter:
         model_base = _beside(model_path, adapter.get("base_model_name_or_path"))
+    if adapter and (not model_base or (model_base.startswith(("/", ".")) and not Path(model_base).is_dir())):
+        raise FileNotFoundError(
+            f"The base model {model_base!r} of the adapter {model_path} is not there; give its folder."
+        )
     if model_base is None and "lora" in model_name.lower():
         warnings.warn(
             f"{model_name} has 'lora' in its name, but no model_base and no adapter_config.json.", stacklevel=2

@@ -128,6 +128,12 @@ def test_a_lora_folder_that_lost_its_projector_is_an_error(copy_of_tiny_llava):
         load(copy_of_tiny_llava.lora)
 
 
+def test_an_adapter_without_its_base_is_an_error(copy_of_tiny_llava):
+    copy_of_tiny_llava.plain.rename(copy_of_tiny_llava.root / "gone")
+    with pytest.raises(FileNotFoundError, match=r"base model '\.\./plain'"):
+        load(copy_of_tiny_llava.lora)
+
+
 class Harmful:
     def __reduce__(self):
         return (print, ("this must never run",))
