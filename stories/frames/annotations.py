@@ -186,12 +186,12 @@ def _not_an_object(record: Any) -> str:
 
 
 def _source_of(path: Path) -> str:
-    """Name the source of a file: "oops-valid.json.gz" is "oops"."""
-    return _without_split(path.name.split(".")[0])
+    return path.name.split(".")[0]
 
 
-def _without_split(name: str) -> str:
-    return re.sub(r"-(train|valid|validation|val|test)$", "", name)
+def _source_name(name: str) -> str:
+    """Shorten the name of a file or set to its source: "oops-valid" is "oops"."""
+    return _safe_id(re.sub(r"-(train|valid|validation|val|test)$", "", name)).strip("_")[:40] or "unknown"
 
 
 def _key_of(record: dict[str, Any]) -> str:
@@ -229,7 +229,7 @@ def _story_from_record(record: dict[str, Any], key: str, source: str) -> StoryAn
         raise _BadRecord(f"num_actors_in_video: a count was wanted, found {actors!r}")
     return StoryAnnotation(
         story_id=_safe_id(key),
-        source=_without_split(_optional_text(record, "set") or _optional_text(record, "source") or source),
+        source=_source_name(_optional_text(record, "set") or _optional_text(record, "source") or source),
         video_name=video_name,
         question_info=key,
         texts=tuple(_text(text, f"text of scene {number}") for number, text in enumerate(texts, start=1)),
@@ -314,7 +314,7 @@ def _join_tasks(name: str, modes: dict[str, list[dict[str, Any]]]) -> list[tuple
             row: dict[str, Any] | str = _raw_from_task(record, ends.get(key, {}))
         except (_BadRecord, TypeError, ValueError) as error:
             row = f"task record {_printable(key)!r}: {error}"
-        rows.append((record["where"], _without_split(name), row))
+        rows.append((record["where"], name, row))
     return rows
 
 

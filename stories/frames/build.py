@@ -279,7 +279,7 @@ def _extract(plans: Sequence[PlannedStory], skipped: Sequence[Skipped], config: 
         if plan.video_path is not None
     ]
     failures: dict[str, Skipped] = {}
-    num_workers = config.num_workers or len(os.sched_getaffinity(0))
+    num_workers = config.num_workers or _num_cores()
     with contextlib.closing(run_jobs(extract_story, jobs, num_workers, config.time_limit_s)) as results:
         for index, failure in _progress(results, len(jobs), failures):
             plan = todo[index]
@@ -291,6 +291,10 @@ def _extract(plans: Sequence[PlannedStory], skipped: Sequence[Skipped], config: 
             else:
                 note.unlink(missing_ok=True)
     return [failures[plan.story.story_id] for plan in plans if plan.story.story_id in failures]
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _progress(results: Iterator[Any], total: int, failures: dict[str, Skipped]) -> Iterator[Any]:

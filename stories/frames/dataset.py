@@ -52,6 +52,7 @@ def write_dataset(
             f"no story could be built: {len(skipped)} left out, see {output / 'skipped.jsonl'}; the first:"
             f" {first_reason(skipped)}"
         )
+    logger.info("writing %d stories to %s", len(plans), output)
     report = make_report(plans, split, skipped, settings, decoded=True)
     (output / "build_report.json").unlink(missing_ok=True)
     staging = work / "dataset"

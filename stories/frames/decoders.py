@@ -24,7 +24,7 @@ MAX_DURATION_S = 6 * 3600.0
 TOLERANCE_S = 1e-4
 # First bytes of the containers that are read, as patterns at offset 0.
 CONTAINERS: dict[str, re.Pattern[bytes]] = {
-    "mov": re.compile(rb"....(ftyp|moov|mdat|wide|free|skip|pnot)", re.DOTALL),
+    "mov": re.compile(rb"....(ftyp|styp|moov|mdat|wide|free|skip|pnot)", re.DOTALL),
     "matroska": re.compile(rb"\x1a\x45\xdf\xa3"),
     "avi": re.compile(rb"RIFF....AVI[ \x19X]", re.DOTALL),
     "mpeg": re.compile(rb"\x00\x00\x01[\xba\xb3]"),

@@ -167,6 +167,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int
             lines[-1] = longer
         else:
             lines.append(word)
+        if len(lines) > max_lines:
+            break
     if len(lines) > max_lines:
         lines = [*lines[: max_lines - 1], lines[max_lines - 1] + " …"]
     return "\n".join(lines)
