@@ -45,11 +45,12 @@ class StoryFeatures:
     unreadable: dict[str, str]
 
     def scene(self, story: int, scene: int) -> torch.Tensor:
-        """Return a scene's features (F, N, D), in the cache's dtype."""
+        """Return a scene's features (F, N, D); float16 is only for the disk, autocast on the CPU does not know it."""
         rows = self.rows[story]
         if rows is None:
             raise KeyError(f"Story {story} could not be read when the features were made; leave it out.")
-        return self.features[rows[scene]]
+        found = self.features[rows[scene]]
+        return found.float() if found.dtype == torch.float16 else found
 
 
 def tower_hash(tower: torch.nn.Module) -> str:
