@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Train one variant of ImageChain on StoryFrames, on one machine or many.
+#
+#   MODEL=DIR STORIES=DIR bash scripts/train/imagechain.sh [--dry-run] [-- FURTHER PYTHON FLAGS]
+#
+# The paper's run:  MODEL=llava-v1.6-vicuna-7b STORIES=data/StoryFrames NUM_GPUS=8 bash scripts/train/imagechain.sh
+# A rerun of the same command goes on from the last checkpoint. --dry-run prints the command and stops.
+#
+# Settings (environment):
+#   MODEL          folder of the LLaVA model to start from
+#   STORIES        StoryFrames folder
+#   VARIANT        imagechain (default), mllm_ft, visual_context, final_scene
+#   CONTEXT        c2_7 (default), c2, c3, c4_7
+#   OUTPUT_DIR     folder of the run (default runs/train/VARIANT-CONTEXT)
+#   CONFIG         further YAML files of settings, separated by spaces, such as configs/train/world.yaml
+#   FEATURE_CACHE  folder for frame features that are computed once and shared by all variants
+#   NUM_GPUS       GPUs on this machine (default: what nvidia-smi shows; 0 trains on the CPU with one process)
+#   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several machines: run the same command on each
+#   DEEPSPEED      DeepSpeed config for more than one GPU (default configs/deepspeed/zero3.json; none: DDP)
+#   PYTHON         default: the repository's .venv where there is one
+#   LLAVA_NEXT_DIR a LLaVA-NeXT checkout with this overlay in it, to be used instead of this repository's llava
+#
+# Further flags: python -m llava.train.train --help. The global batch stays 32 whatever the number of GPUs.
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+dry_run=0
+further=()
+while (($#)); do
+    case "$1" in
+    -h | --help)
+        awk 'NR > 1 && /^#/ { sub(/^# ?/, ""); print; next } NR > 1 { exit }' "$0"
+        exit 0
+        ;;
+    --dry-run) dry_run=1 ;;
+    --)
+        shift
+        further=("$@")
+        break
+        ;;
+    *)
+        echo "imagechain.sh: found $1; --dry-run, --help, or flags for Python after -- were wanted." >&2
+        exit 2
+        ;;
+    esac
+    shift
+done
+
+: "${VARIANT:=imagechain}"
+: "${CONTEXT:=c2_7}"
+: "${OUTPUT_DIR:=runs/train/$VARIANT-$CONTEXT}"
+: "${CONFIG:=}"
+: "${FEATURE_CACHE:=}"
+: "${NNODES:=1}"
+: "${NODE_RANK:=0}"
+: "${MASTER_ADDR:=localhost}"
+: "${MASTER_PORT:=29500}"
+: "${DEEPSPEED:=$root/configs/deepspeed/zero3.json}"
+: "${LLAVA_NEXT_DIR:=}"
+if [[ -z "${NUM_GPUS:-}" ]]; then
+    NUM_GPUS=0
+    if command -v nvidia-smi >/dev/null 2>&1; then
+        NUM_GPUS="$( (nvidia-smi --list-gpus 2>/dev/null || true) | grep -c '^GPU' || true)"
+    fi
+fi
+if [[ -z "${PYTHON:-}" ]]; then
+    PYTHON=python3
+    [[ -x "$root/.venv/bin/python" ]] && PYTHON="$root/.venv/bin/python"
+fi
+problems=()
+[[ -n "${MODEL:-}" ]] || problems+=("MODEL is not set: the folder of the LLaVA model to start from")
+[[ -n "${STORIES:-}" ]] || problems+=("STORIES is not set: a StoryFrames folder")
+for name in "$VARIANT" "$CONTEXT"; do
+    [[ -f "$root/configs/train/$name.yaml" ]] || problems+=("there is no configs/train/$name.yaml")
+done
+if ((${#problems[@]})); then
+    printf 'imagechain.sh: %s\n' "${problems[@]}" >&2
+    exit 2
+fi
+
+launch=("$PYTHON")
+if ((NUM_GPUS > 0)); then
+    launch+=(-m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NUM_GPUS")
+    if ((NNODES > 1)); then
+        launch+=(--node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
+    else
+        launch+=(--standalone)
+    fi
+fi
+read -r -a more_configs <<<"$CONFIG"
+command=(
+    "${launch[@]}" -m llava.train.train
+    --config "$root/configs/train/base.yaml" "$root/configs/train/$VARIANT.yaml" "$root/configs/train/$CONTEXT.yaml"
+    "${more_configs[@]}"
+    --model_name_or_path "$MODEL" --stories "$STORIES" --output_dir "$OUTPUT_DIR"
+)
+[[ -n "$FEATURE_CACHE" ]] && command+=(--feature_cache "$FEATURE_CACHE")
+if ((NUM_GPUS * NNODES > 1)) && [[ "$DEEPSPEED" != none ]]; then
+    command+=(--deepspeed "$DEEPSPEED")
+fi
+command+=("${further[@]}")
+
+if ((dry_run)); then
+    printf '%q ' "${command[@]}"
+    printf '\n'
+    exit 0
+fi
+export PYTHONPATH="${LLAVA_NEXT_DIR:+$LLAVA_NEXT_DIR:}$root${PYTHONPATH:+:$PYTHONPATH}"
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+exec "${command[@]}"
