@@ -6,6 +6,7 @@ Shape letters: B stories of a batch, L positions, F frames.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,14 +17,26 @@ from torch.utils.data import DataLoader, Dataset
 from eval.controls import Edit
 from llava.imagechain.data import Plan, StoryExamples
 from llava.imagechain.prompts import COMMON_MARKS
-from llava.imagechain.story import Story, clean_text
+from llava.imagechain.story import Scene, Story, clean_text
+from llava.imagechain.vision import encode_frames, process_scene_frames
 
+RECENT_FRAMES = 64  # decoded frames that are kept while batches are put together
 _ROLE_MARKS = re.compile(r"\b(?:USER|ASSISTANT):")
 _OTHER_MARKS = re.compile("|".join(re.escape(mark) for mark in COMMON_MARKS if mark not in ("USER:", "ASSISTANT:")))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneFrames:
+    """Pixels (3, H, W) of a scene's frames, and for each a key: equal keys, equal pixels."""
+
+    keys: tuple[bytes, ...]
+    pixels: tuple[torch.Tensor, ...]
+
+
 class PromptExamples(StoryExamples):
     """Stories as prompts, with a control applied to each before it is written out.
+
+    An example's "images" are `SceneFrames`, or cached features as in `StoryExamples`.
 
     Args:
         *args: As for `StoryExamples`.
@@ -34,16 +47,38 @@ class PromptExamples(StoryExamples):
 
     def __init__(self, *args: Any, edit: Edit, blank: bool = False, **kwargs: Any) -> None:
         self._edit, self._blank = edit, blank
+        self._recent: dict[bytes, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
 
     def _plan(self, story: Story) -> Plan:
         return super()._plan(self._edit(story))
 
-    def _frames(self, plan: Plan) -> list[torch.Tensor]:
-        if not self._blank:
-            return super()._frames(plan)
-        size = self.image_processor.crop_size
-        return [torch.zeros(1, 3, size["height"], size["width"])] * len(plan.scenes)
+    def _frames(self, plan: Plan) -> Any:
+        if self._blank:
+            size = self.image_processor.crop_size
+            pixels = torch.zeros(3, size["height"], size["width"])
+            return [SceneFrames(keys=(b"blank",), pixels=(pixels,))] * len(plan.scenes)
+        read: dict[tuple[bool, int], Story] = {}
+        scenes = []
+        for place in plan.scenes:
+            story = (place.demonstration, place.row)
+            if story not in read:
+                read[story] = (self.demonstrations if place.demonstration else self.stories)[place.row]  # type: ignore[index]
+            scenes.append(self._scene(read[story].scenes[place.number]))
+        return scenes
+
+    def _scene(self, scene: Scene) -> SceneFrames:
+        """Decode and preprocess a scene's frames; stories of one video share frames, which are decoded once."""
+        keys = tuple(hashlib.blake2b(frame or b"", digest_size=16).digest() for frame in scene.frames)
+        new = [number for number, key in enumerate(keys) if key not in self._recent]
+        if new:
+            images = dataclasses.replace(scene, frames=tuple(scene.frames[number] for number in new)).images()
+            pixels = process_scene_frames(images, self.image_processor, self.settings.scene_aspect)
+            self._recent.update(zip((keys[number] for number in new), pixels, strict=True))
+        found = SceneFrames(keys=keys, pixels=tuple(self._recent[key] for key in keys))
+        for old in list(self._recent)[:-RECENT_FRAMES]:
+            del self._recent[old]
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +104,16 @@ class _Readable(Dataset[tuple[int, Any]]):
             return index, f"{type(error).__name__}: {error}"
 
 
-def batches_by_length(lengths: Sequence[int], indices: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Return batches of examples of like length, the longest first (what does not fit shows at once)."""
-    order = sorted(indices, key=lambda index: (-lengths[index], index))
+def batches_by_length(plans: Sequence[Plan], indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return batches of examples of like length, the longest first (what does not fit shows at once).
+
+    Stories of one video stay together, so that their common frames are decoded and encoded once.
+    """
+    longest: dict[str, int] = {}
+    for index in indices:
+        video = plans[index].video_name
+        longest[video] = max(longest.get(video, 0), plans[index].length)
+    order = sorted(indices, key=lambda i: (-longest[plans[i].video_name], plans[i].video_name, -plans[i].length, i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
@@ -124,12 +166,11 @@ def answer_batch(
     for row, example in enumerate(batch):  # from lengths, never by comparing with the padding id
         ids[row, longest - len(example["input_ids"]) :] = example["input_ids"]
         mask[row, longest - len(example["input_ids"]) :] = 1
-    device = model.device
     new = model.generate(
-        ids.to(device),
-        attention_mask=mask.to(device),
-        images=[[scene.to(device) for scene in example["images"]] for example in batch],
-        modalities=[example["modality"] for example in batch],
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        images=scene_features(model, batch),
+        modalities=["video-seq-features"] * len(batch),
         do_sample=False,
         num_beams=1,
         temperature=None,
@@ -139,8 +180,24 @@ def answer_batch(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad,
         use_cache=True,
+        cache_implementation="static",  # a growing cache is copied whole at every token
     )
     return [_until_end(row, tokenizer.eos_token_id) for row in new.tolist()]
+
+
+def scene_features(model: Any, batch: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:
+    """Return for each example its scenes' tower features (F, N, D); the batch's frames go in one call, each once."""
+    if batch[0]["modality"] == "video-seq-features":
+        return [[scene.to(model.device) for scene in example["images"]] for example in batch]
+    scenes: list[list[SceneFrames]] = [example["images"] for example in batch]
+    pixels = {
+        key: frame for story in scenes for scene in story for key, frame in zip(scene.keys, scene.pixels, strict=True)
+    }
+    rows = {key: row for row, key in enumerate(pixels)}
+    tower = model.get_vision_tower()
+    frames = torch.stack(list(pixels.values())).to(tower.device, tower.dtype)
+    features = encode_frames(tower, frames, tower.frames_per_call)
+    return [[features[[rows[key] for key in scene.keys]] for scene in story] for story in scenes]
 
 
 def _until_end(ids: list[int], end: int) -> list[int]:

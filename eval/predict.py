@@ -119,7 +119,7 @@ def predict(job: Job, run: Run) -> int:
         JsonlAppender(job.path) as output,
         tqdm(total=len(pending), unit="story", desc=job.variant.title, mininterval=interval_s) as progress,
     ):
-        batches = batches_by_length(examples.lengths, pending, config.batch_size)
+        batches = batches_by_length(examples.plans, pending, config.batch_size)
         for batch in generate(
             loaded.model, loaded.tokenizer, examples, batches,
             max_new_tokens=config.max_new_tokens, num_workers=config.num_workers,

@@ -1,5 +1,7 @@
 """Controls and the cleaning of answers."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from eval.controls import borrow_earlier_text, check_control, edit_of, shuffle_earlier
@@ -82,5 +84,6 @@ def test_answers_are_one_line_without_marks(text, clean):
     assert clean_prediction(text) == clean
 
 
-def test_batches_hold_stories_of_like_length_longest_first():
-    assert batches_by_length([5, 9, 1, 7, 3], [0, 1, 2, 4], 2) == [[1, 0], [4, 2]]
+def test_batches_hold_stories_of_like_length_and_of_one_video_longest_first():
+    plans = [SimpleNamespace(length=n, video_name=v) for n, v in ((5, "a"), (9, "b"), (1, "c"), (7, "d"), (3, "b"))]
+    assert batches_by_length(plans, [0, 1, 2, 4], 2) == [[1, 4], [0, 2]]

@@ -1,0 +1,186 @@
+"""Time prediction against a loop of one story at a time, one row per lever.
+
+Launch: python -m eval.bench_predict --checkpoint DIR --stories DIR --output-dir OUT
+
+Every row uses the same weights, dtype, threads, prompts and greedy decoding, a key-value cache and no feature cache;
+frames are decoded and preprocessed in the timed part. Rounds are interleaved and the median is shown. The exit status
+is 1 when prediction is not at least 4 times as fast as the loop, or a text differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.predict_job import PredictConfig, prepare
+from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.files import write_json, write_text
+from llava.imagechain.manifest import run_manifest
+from llava.imagechain.story import CONTEXTS
+from llava.imagechain.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from eval.predict_job import Job
+    from llava.imagechain.checkpoint import LoadedModel
+
+logger = logging.getLogger("eval.bench_predict")
+PROGRAM = "python -m eval.bench_predict"
+PEER = Path(__file__).resolve().parents[1] / "scripts" / "bench" / "peers" / "predict_one_by_one.py"
+WANTED_SPEEDUP = 4.0
+Texts = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Settings of the benchmark."""
+
+    checkpoint: Path = option(help="model folder, LoRA folder, or checkpoint-N of a run")
+    base: Path | None = option(None, help="base model of a LoRA folder; by default the one it names")
+    stories: Path = option(help="StoryFrames folder")
+    context: str = option("c2_7", help="numbers of scenes", choices=list(CONTEXTS))
+    variant: str = option(
+        "imagechain", help="how a story is shown", choices=[n for n, v in VARIANTS.items() if not v.demonstrations]
+    )
+    output_dir: Path = option(help="folder for predict.json and predict.md")
+    limit: int = option(64, help="stories, spread over the split")
+    batch_size: int = option(32, help="stories per batch")
+    max_new_tokens: int = option(40, help="most tokens of an answer")
+    rounds: int = option(3, help="times that each row is measured")
+    threads: int | None = option(None, help="threads of torch; by default as many as it takes by itself")
+    device: str | None = option(None, help="such as cpu or cuda:0; by default a GPU when there is one")
+    dtype: str = option("float32", help="type of the weights", choices=("float32", "bfloat16", "float16"))
+
+
+def make_rows(job: Job, loaded: LoadedModel) -> dict[str, Callable[[], Texts]]:
+    """Return what is measured, in the order of the levers, each row keeping the levers above it."""
+    from eval.generation import batches_by_length, generate
+    from eval.predict import make_examples
+    from llava.imagechain.decisions import decision
+
+    config = job.config
+    spec = importlib.util.spec_from_file_location("predict_one_by_one", PEER)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{PEER} is missing")
+    peer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peer)
+
+    def loop() -> Texts:
+        return peer.predict_one_by_one(
+            loaded.model, loaded.tokenizer, loaded.image_processor, job.chosen, job.variant,
+            prompt_format=decision(loaded.model.config, "imagechain_prompt"), tokens=config.max_new_tokens,
+        )  # fmt: skip
+
+    def ours(batch_size: int, *, by_length: bool) -> Texts:
+        examples = make_examples(job, loaded)
+        indices = list(range(len(examples)))
+        batches = batches_by_length(examples.plans, indices, batch_size)
+        if not by_length:
+            batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        results = generate(loaded.model, loaded.tokenizer, examples, batches, max_new_tokens=config.max_new_tokens)
+        return {result.plan.story_id: result.text for batch in results for result in batch}
+
+    size = config.batch_size
+    return {
+        "one story at a time, one tower call a scene (the authors' way)": loop,
+        "+ one tower call a story; wanted layers and logits only; static cache": lambda: ours(1, by_length=False),
+        f"+ batches of {size} in file order, one tower call a batch": lambda: ours(size, by_length=False),
+        "+ batches of like length, a video's frames encoded once (eval.predict)": lambda: ours(size, by_length=True),
+    }
+
+
+def measure(rows: dict[str, Callable[[], Texts]], rounds: int) -> tuple[dict[str, list[float]], dict[str, Texts]]:
+    """Run each row once per round and return seconds and texts."""
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    texts: dict[str, Texts] = {}
+    for number in range(rounds):
+        for name, run in rows.items():
+            started = time.perf_counter()
+            texts[name] = run()
+            seconds[name].append(time.perf_counter() - started)
+            logger.info("round %d: %-72s %7.2f s", number + 1, name, seconds[name][-1])
+    return seconds, texts
+
+
+def bench(config: BenchConfig) -> int:
+    """Measure, write the table, return the exit status."""
+    import torch
+
+    from eval.predict import load_model
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    job = prepare(predict_config(config))
+    step = max(1, len(job.stories) // config.limit)
+    spread = job.stories.select(range(0, len(job.stories), step)[: config.limit])
+    job = dataclasses.replace(job, stories=spread)
+    with run_manifest(config.output_dir, config=to_json(config), name="bench_run.json"):
+        loaded = load_model(job)
+        warm_up = dataclasses.replace(job, stories=spread.select(range(min(4, len(spread)))))
+        measure(make_rows(warm_up, loaded), 1)
+        seconds, texts = measure(make_rows(job, loaded), config.rounds)
+        facts = {
+            "device": str(loaded.model.device), "dtype": config.dtype, "threads": torch.get_num_threads(),
+            "parameters": sum(p.numel() for p in loaded.model.parameters()), "stories": len(spread),
+            "scenes": sum(spread.num_scenes), "frames": sum(map(sum, spread.frame_counts())), "rounds": config.rounds,
+            "checkpoint": config.checkpoint.name, "variant": config.variant,
+        }  # fmt: skip
+    return report(config, facts, seconds, texts)
+
+
+def predict_config(config: BenchConfig) -> PredictConfig:
+    """Return the settings of eval.predict that the benchmark stands for."""
+    shared = {field.name for field in dataclasses.fields(PredictConfig)} & set(vars(config)) - {"limit", "output_dir"}
+    return PredictConfig(
+        **{name: getattr(config, name) for name in shared}, output_dir=config.output_dir / "none", max_skipped=0.0
+    )
+
+
+def report(config: BenchConfig, facts: dict[str, Any], seconds: dict[str, list[float]], texts: dict[str, Texts]) -> int:
+    """Print and write the table; 1 when the aim is missed."""
+    names = list(seconds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    wanted = texts[names[0]]
+    rows = [
+        {
+            "row": name,
+            "stories_per_second": round(facts["stories"] / medians[name], 3),
+            "speedup": round(medians[names[0]] / medians[name], 2),
+            "same_text": sum(texts[name].get(story_id) == text for story_id, text in wanted.items()),
+            "seconds": [round(value, 3) for value in seconds[name]],
+        }
+        for name in names
+    ]
+    lines = ["| row | stories/s | speed | same text |", "| --- | ---: | ---: | ---: |"]
+    lines += [
+        f"| {r['row']} | {r['stories_per_second']:.2f} | {r['speedup']:.2f}x | {r['same_text']}/{len(wanted)} |"
+        for r in rows
+    ]
+    lines += ["", ", ".join(f"{name} {value}" for name, value in facts.items())]
+    write_json(config.output_dir / "predict.json", {"facts": facts, "rows": rows})
+    write_text(config.output_dir / "predict.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print(f"-> {config.output_dir / 'predict.md'}")
+    fast = rows[-1]["speedup"] >= WANTED_SPEEDUP
+    return 0 if fast and all(row["same_text"] == len(wanted) for row in rows) else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config = parse_config(BenchConfig, argv, program=PROGRAM, description=__doc__ or "")
+    try:
+        return bench(config)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

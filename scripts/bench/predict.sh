@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Time prediction against a loop of one story at a time, the way the authors' script works; one row per lever.
+#
+# usage: bash scripts/bench/predict.sh [--checkpoint DIR] [--stories DIR] [FLAG ...]
+#
+#   --checkpoint DIR  model to predict with                  [runs/quickstart/checkpoints/imagechain]
+#   --stories DIR     StoryFrames folder                     [runs/quickstart/storyframes]
+#   FLAG              anything that `python -m eval.bench_predict --help` lists, such as --limit 64 --threads 2
+#
+# Both sides have the same weights, dtype, threads, greedy decoding and key-value cache, and neither has a feature cache.
+# The exit status is 1 when prediction is not at least 4 times as fast, or when a text differs.
+#
+# setting (environment): PYTHON, python to use   [.venv/bin/python]
+set -euo pipefail
+
+if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
+  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+  exit 0
+fi
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+: "${PYTHON:=$root/.venv/bin/python}"
+
+defaults=(--checkpoint "$root/runs/quickstart/checkpoints/imagechain" --stories "$root/runs/quickstart/storyframes"
+  --output-dir "$root/runs/bench")
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m eval.bench_predict "${defaults[@]}" "$@"
