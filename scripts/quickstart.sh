@@ -74,7 +74,8 @@ predict() { # predict VARIANT CHECKPOINT CONTROL: one run folder per variant and
   [[ "$3" == none ]] || run="$run-$3"
   runs+=("$run")
   python -m eval.predict --checkpoint "$2" --variant "$1" --control "$3" --stories "$output/storyframes" \
-    --split validation --context "$CONTEXT" --max-new-tokens 40 --batch-size 32 --output-dir "$run" || exit 1
+    --split validation --context "$CONTEXT" --max-new-tokens 40 --batch-size 32 \
+    --feature-cache "$output/features" --output-dir "$run" || exit 1
 }
 predict_all() {
   local variant

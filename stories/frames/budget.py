@@ -1,6 +1,6 @@
 """How many frames a scene gets and at which times (paper section 4, "Frame Extraction"); pure functions.
 
-What the paper leaves open (boundaries, M, the offset, spacing) is decided in DESIGN.md and listed in docs/fidelity.md.
+What the paper leaves open (boundaries, M, the offset, spacing) is listed in docs/fidelity.md.
 """
 
 from __future__ import annotations

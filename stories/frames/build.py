@@ -36,7 +36,7 @@ logger = logging.getLogger("storyframes")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Settings of a build; the names of the open decisions are those of DESIGN.md."""
+    """Settings of a build; the open decisions are explained in docs/fidelity.md."""
 
     annotations: list[Path] = option(help="annotation files: StoryBench raw or task JSON, or JSONL; .gz is read too")
     videos: list[Path] = option([], help="folders of videos, searched in this order")
