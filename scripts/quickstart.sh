@@ -72,7 +72,6 @@ done
 predict() { # predict VARIANT CHECKPOINT CONTROL: one run folder per variant and control
   local run="$output/runs/$1"
   [[ "$3" == none ]] || run="$run-$3"
-  runs+=("$run")
   python -m eval.predict --checkpoint "$2" --variant "$1" --control "$3" --stories "$output/storyframes" \
     --split validation --context "$CONTEXT" --max-new-tokens 40 --batch-size 32 \
     --feature-cache "$output/features" --output-dir "$run" || exit 1
