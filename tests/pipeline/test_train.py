@@ -1,0 +1,235 @@
+"""The training command on a tiny model: what it writes, that it resumes exactly, what it refuses."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = [str(ROOT / "configs" / "train" / f"{name}.yaml") for name in ("base", "imagechain", "c2_7")]
+QUICK = [
+    "--bf16", "false", "--lora_r", "4", "--lora_alpha", "8", "--learning_rate", "1e-2", "--dataloader_num_workers", "0",
+    "--global_batch_size", "8", "--per_device_train_batch_size", "4", "--eval_strategy", "no",
+]  # fmt: skip
+
+
+def command(base, stories, output, *more):
+    return [
+        sys.executable, "-m", "llava.train.train", "--config", *CONFIGS, "--model_name_or_path", str(base),
+        "--stories", str(stories), "--output_dir", str(output), *QUICK, *more,
+    ]  # fmt: skip
+
+
+def run(*arguments, status=0):
+    """Run the command in this process (a new one takes seconds to import the libraries)."""
+    from accelerate.state import AcceleratorState
+
+    from llava.train.train import train
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        found = train(command(*arguments)[3:])
+    assert found == status, err.getvalue()[-3000:]
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def run_command(*arguments):
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors") | torch.load(
+        folder / "non_lora_trainables.bin", weights_only=True
+    )
+
+
+def assert_equal(first, second):
+    first, second = tensors(first), tensors(second)
+    assert set(first) == set(second)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+STEPS = ("--max_steps", "10", "--save_strategy", "steps", "--save_steps", "5")
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_base, small_stories, tmp_path_factory):
+    """Ten steps in one go."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    run_command(tiny_base, small_stories, output, *STEPS, "--lora_dropout", "0.1", "--length_group_batches", "2")
+    return output
+
+
+def test_a_run_leaves_a_loadable_adapter_and_its_record(straight, tiny_base):
+    from llava.imagechain.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(straight, device="cpu")
+    base = load_checkpoint(tiny_base, device="cpu")
+    name = "model.mm_projector.0.weight"
+    assert not torch.equal(loaded.model.get_parameter(name), base.model.get_parameter(name))
+    tower = next(n for n, _ in base.model.named_parameters() if "vision_tower" in n and n.endswith("q_proj.weight"))
+    assert torch.equal(loaded.model.get_parameter(tower), base.model.get_parameter(tower))
+    record = json.loads((straight / "run.json").read_text())
+    assert record["status"] == "success"
+    assert record["steps"] == 10
+    assert record["accumulation"] == 2
+    assert {row["part"] for row in record["trained"] if row["trained"]} == {"LoRA", "projector"}
+    assert record["stories"]["c2"]["stories"] == 16
+    assert (straight / "skipped.jsonl").read_text() == ""
+
+
+def test_every_checkpoint_loads_like_the_end(straight):
+    from llava.imagechain.checkpoint import is_complete, load_checkpoint
+
+    for step in (5, 10):
+        assert is_complete(straight / f"checkpoint-{step}")
+        load_checkpoint(straight / f"checkpoint-{step}", device="cpu")
+    assert_equal(straight, straight / "checkpoint-10")
+    assert any(not torch.equal(a, tensors(straight)[n]) for n, a in tensors(straight / "checkpoint-5").items())
+
+
+def test_five_steps_and_five_more_equal_ten(straight, tiny_base, small_stories, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(straight, output)
+    shutil.rmtree(output / "checkpoint-10")
+    for name in ("adapter_model.safetensors", "non_lora_trainables.bin", "config.json", "adapter_config.json"):
+        (output / name).unlink()
+    record = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps({**record, "status": "started"}))
+    arguments = (*STEPS, "--lora_dropout", "0.1", "--length_group_batches", "2")
+    done = run(tiny_base, small_stories, output, *arguments)
+    assert "going on from" in done.stderr
+    assert_equal(output, straight)
+    assert "is trained already" in run(tiny_base, small_stories, output, *arguments).stderr
+    refused = run(tiny_base, small_stories, output, *arguments, "--learning_rate", "1e-3", status=2)
+    assert "learning_rate was 0.01, is 0.001" in refused.stderr
+
+
+def test_an_interrupt_saves_and_the_same_command_goes_on_to_the_same_end(straight, tiny_base, small_stories, tmp_path):
+    output = tmp_path / "run"
+    arguments = (*STEPS[:2], "--save_strategy", "no", "--lora_dropout", "0.1", "--length_group_batches", "2")
+    process = subprocess.Popen(
+        command(tiny_base, small_stories, output, *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("projector"):  # the table of what trains: the first step is near
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert json.loads((output / "run.json").read_text())["status"] == "interrupted"
+    run(tiny_base, small_stories, output, *arguments)
+    assert_equal(output, straight)
+
+
+def losses(output):
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row], [row for row in history if "eval_loss" in row]
+
+
+def test_cached_features_train_the_same_model_and_every_scene_count_is_evaluated(tiny_base, small_stories, tmp_path):
+    arguments = ("--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--logging_steps", "1")
+    arguments += ("--optim", "sgd", "--learning_rate", "0.1")  # Adam would blow rounding up
+    cached = ("--feature_cache", str(tmp_path / "cache"), "--feature_dtype", "float32")
+    first = run(tiny_base, small_stories, tmp_path / "cached", *arguments, *cached)
+    again = run(tiny_base, small_stories, tmp_path / "again", *arguments, *cached, "--variant", "visual_context")
+    run(tiny_base, small_stories, tmp_path / "plain", *arguments)
+    assert "frames to compute" in first.stderr
+    assert " 0 frames to compute" in again.stderr
+    with_cache, without = losses(tmp_path / "cached"), losses(tmp_path / "plain")
+    assert with_cache[0] == pytest.approx(without[0], rel=1e-4)
+    assert len(with_cache[0]) == 4
+    assert with_cache[0][-1] < with_cache[0][0]
+    for row, other in zip(with_cache[1], without[1], strict=True):
+        assert {"eval_c2_loss", "eval_c3_loss", "eval_c4_loss", "eval_c5_loss"} <= set(row)
+        assert row["eval_loss"] == pytest.approx(other["eval_loss"], rel=1e-4)
+
+
+def test_bfloat16_autocast_trains_on_this_machine(tiny_base, small_stories, tmp_path):
+    arguments = ("--max_steps", "2", "--bf16", "true", "--logging_steps", "1")
+    run(tiny_base, small_stories, tmp_path / "run", *arguments, "--feature_cache", str(tmp_path / "cache"))
+    found, _ = losses(tmp_path / "run")
+    assert all(0 < loss < 20 for loss in found)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tiny_base, small_stories, tmp_path):
+    done = run(tiny_base, small_stories, tmp_path / "run", "--dry_run", "true")
+    assert (
+        "ImageChain on c2_7: 48 stories, 3 epochs, 18 steps of 8 (1 devices x 4 x 2), loss on all_text" in done.stdout
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_follow_the_paper_unless_given(tiny_base, small_stories, tmp_path):
+    done = run(tiny_base, small_stories, tmp_path / "a", "--context", "c4_7", "--dry_run", "true")
+    assert "7 epochs" in done.stdout
+    done = run(
+        tiny_base, small_stories, tmp_path / "a", "--variant", "mllm_ft", "--context", "c4_7", "--dry_run", "true"
+    )
+    assert "3 epochs" in done.stdout
+    done = run(tiny_base, small_stories, tmp_path / "a", "--num_train_epochs", "2", "--dry_run", "true")
+    assert "2" in done.stdout.split(" epochs")[0].split(", ")[-1]
+
+
+def test_an_empty_context_and_a_wrong_setting_leave_with_status_2(tiny_base, small_stories, tmp_path):
+    done = run(tiny_base, small_stories, tmp_path / "run", "--context", "c7", status=2)
+    assert "no train stories of context c7" in done.stderr
+    done = run(tiny_base, small_stories, tmp_path / "run", "--lora_ra", "3", "--variant", "imagechan", status=2)
+    assert "did you mean 'lora_r'" in done.stderr
+    assert "did you mean 'imagechain'" in done.stderr
+
+
+def test_too_many_unreadable_stories_stop_the_run_and_are_listed(tiny_base, small_stories, tmp_path):
+    import datasets
+
+    from llava.imagechain.story import StoryFrames, storyframes_features
+
+    broken = tmp_path / "stories" / "scene_2" / "train"
+    rows = StoryFrames(datasets.load_from_disk(str(small_stories / "scene_2" / "train"))).table.to_list()
+    rows[3]["scenes"][0][0]["bytes"] = rows[3]["scenes"][0][0]["bytes"][:-20]
+    datasets.Dataset.from_list(rows, features=storyframes_features()).save_to_disk(str(broken))
+    arguments = (tiny_base, tmp_path / "stories", tmp_path / "run", "--max_steps", "1")
+    done = run(*arguments, status=2)
+    assert "1 of 16 stories had to be skipped" in done.stderr
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert row["id"] == rows[3]["story_id"]
+    run(*arguments, "--max_skipped", "0.1")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped"] == 1
+
+
+def test_the_script_prints_its_command_and_names_what_is_missing():
+    script = ["bash", str(ROOT / "scripts" / "train" / "imagechain.sh")]
+    environment = {name: value for name, value in os.environ.items() if name not in ("MODEL", "STORIES")}
+    more = {"MODEL": "a model", "STORIES": "s", "VARIANT": "mllm_ft", "CONTEXT": "c3", "NUM_GPUS": "8"}
+    done = subprocess.run(
+        [*script, "--dry-run", "--", "--seed", "3"], env=environment | more, capture_output=True, text=True, check=True
+    )
+    for part in (
+        "torch.distributed.run --nnodes 1 --nproc_per_node 8", "configs/train/mllm_ft.yaml", "configs/train/c3.yaml",
+        r"--model_name_or_path a\ model", "--output_dir runs/train/mllm_ft-c3", "zero3.json", "--seed 3",
+    ):  # fmt: skip
+        assert part in done.stdout
+    more["NUM_GPUS"] = "0"
+    done = subprocess.run([*script, "--dry-run"], env=environment | more, capture_output=True, text=True, check=True)
+    assert "distributed" not in done.stdout
+    assert "deepspeed" not in done.stdout
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "MODEL is not set" in done.stderr
+    assert "STORIES is not set" in done.stderr

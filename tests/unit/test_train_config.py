@@ -1,0 +1,158 @@
+"""Training settings: files and flags, all problems at once, the paper's values, the global batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llava.imagechain.arguments import as_json, changed_on_resume, parse_arguments
+from llava.imagechain.config import ConfigError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "train"
+
+
+@pytest.fixture()
+def flags(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "stories").mkdir()
+    return [
+        "--model_name_or_path", str(tmp_path / "model"), "--stories", str(tmp_path / "stories"),
+        "--output_dir", str(tmp_path / "out"),
+    ]  # fmt: skip
+
+
+def config_files(*names):
+    return ["--config", *[str(CONFIGS / f"{name}.yaml") for name in names]]
+
+
+def test_base_holds_the_papers_values(flags):
+    (model, data, train), _ = parse_arguments([*config_files("base", "imagechain", "c2_7"), *flags])
+    assert (model.lora_enable, model.lora_r, model.lora_alpha) == (True, 128, 256)
+    assert (train.learning_rate, str(train.lr_scheduler_type.value)) == (2e-5, "cosine")
+    assert (train.per_device_train_batch_size, train.global_batch_size) == (4, 32)
+    assert getattr(train, "warmup_ratio", None) == 0.03 or train.warmup_steps == 0.03
+    assert (model.imagechain_prompt, model.imagechain_last_scene) == ("figure3", "mean")
+    assert (data.variant, data.context, data.loss_on) == ("imagechain", "c2_7", "all_text")
+
+
+@pytest.mark.parametrize("variant", ["imagechain", "mllm_ft", "visual_context", "final_scene"])
+@pytest.mark.parametrize("context", ["c2", "c3", "c4_7", "c2_7"])
+def test_every_variant_and_context_has_a_config(variant, context, flags):
+    (_, data, _), _ = parse_arguments([*config_files("base", variant, context), *flags])
+    assert (data.variant, data.context) == (variant, context)
+
+
+def test_later_files_win_and_flags_win_over_files(flags, tmp_path):
+    (tmp_path / "a.yaml").write_text("lora_r: 8\nlora_alpha: 9\nseed: 1\n")
+    (tmp_path / "b.yaml").write_text("lora_alpha: 10\nseed: 2\n")
+    files = ["--config", str(CONFIGS / "base.yaml"), str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
+    (model, _, train), given = parse_arguments([*files, "--variant", "mllm_ft", "--seed", "3", *flags])
+    assert (model.lora_r, model.lora_alpha, train.seed) == (8, 10, 3)
+    assert "num_train_epochs" not in given
+    assert "seed" in given
+
+
+def test_all_problems_are_told_at_once_with_the_nearest_names(flags, tmp_path):
+    (tmp_path / "a.yaml").write_text("learning_rat: 3\nlora_r: many\n")
+    with pytest.raises(ConfigError) as error:
+        parse_arguments([
+            "--config", str(tmp_path / "a.yaml"), *flags, "--variant", "imagechan", "--context", "c2-7",
+            "--imagechain_prompt", "figure", "--bf16", "maybe", "--per_device_train_batch_size", "5",
+        ])  # fmt: skip
+    text = str(error.value)
+    for part in (
+        "unknown setting 'learning_rat' (did you mean 'learning_rate'?)",
+        "lora_r",
+        "did you mean 'imagechain'",
+        "context: unknown value 'c2-7' (did you mean 'c2_7'?)",
+        "imagechain_prompt: unknown value 'figure' (did you mean 'figure3'?)",
+        "bf16",
+        "global_batch_size: 32 cannot be made of 1 devices x 5 examples",
+    ):
+        assert part in text
+
+
+def test_missing_settings_and_folders_are_named(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        parse_arguments(["--stories", str(tmp_path / "none"), "--model_name_or_path", str(tmp_path)])
+    text = str(error.value)
+    assert "--variant is required" in text
+    assert "--output_dir is required" in text
+    assert "no config.json in it" in text
+    assert "is not a folder; build one with scripts/storyframes/build.sh" in text
+
+
+def test_a_variant_that_is_not_trained_is_refused(flags):
+    with pytest.raises(ConfigError, match="mllm_icl is not trained"):
+        parse_arguments([*config_files("base"), *flags, "--variant", "mllm_icl"])
+
+
+@pytest.mark.parametrize(("world_size", "per_device", "steps"), [(8, 4, 1), (1, 4, 8), (2, 8, 2), (32, 1, 1)])
+def test_the_global_batch_stays_whatever_the_number_of_devices(world_size, per_device, steps, flags, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setattr("llava.imagechain.arguments._Parser.parse_args_into_dataclasses", without_process_group)
+    (_, _, train), _ = parse_arguments(
+        [*config_files("base", "imagechain"), *flags, "--per_device_train_batch_size", str(per_device)]
+    )
+    assert train.gradient_accumulation_steps == steps
+    assert train.global_batch_size == world_size * per_device * steps == 32
+
+
+def without_process_group(parser, words):
+    """Parse as on one process: the library would wait for the other processes."""
+    import os
+
+    from transformers import HfArgumentParser
+
+    size = os.environ.pop("WORLD_SIZE")
+    try:
+        return HfArgumentParser.parse_args_into_dataclasses(parser, words)
+    finally:
+        os.environ["WORLD_SIZE"] = size
+
+
+def test_an_accumulation_that_contradicts_the_global_batch_is_refused(flags):
+    arguments = [*config_files("base", "imagechain"), *flags, "--gradient_accumulation_steps", "2"]
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps: 8 follows from global_batch_size"):
+        parse_arguments(arguments)
+
+
+def test_names_of_other_library_versions_are_translated(flags):
+    arguments = [*config_files("base", "imagechain"), *flags, "--evaluation_strategy", "no", "--no_cuda", "true"]
+    (_, _, train), _ = parse_arguments(arguments)
+    assert train.eval_strategy.value == "no"
+    assert train.use_cpu
+
+
+def test_a_yaml_file_that_is_no_list_of_settings_is_named(flags, tmp_path):
+    (tmp_path / "a.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: settings"):
+        parse_arguments(["--config", str(tmp_path / "a.yaml"), *flags])
+
+
+def test_settings_as_json_have_no_token(flags):
+    groups, _ = parse_arguments([*config_files("base", "imagechain"), *flags, "--hub_token", "hf_secret"])
+    assert "hf_secret" not in json.dumps(as_json(groups))
+
+
+def test_what_decides_the_result_must_not_change_on_resume(flags):
+    def settings(*more):
+        return as_json(parse_arguments([*config_files("base", "imagechain"), *flags, *more])[0])
+
+    before = settings()
+    assert changed_on_resume(before, settings("--learning_rate", "1e-3")) == ["learning_rate was 2e-05, is 0.001"]
+    same = ["--per_device_train_batch_size", "8", "--logging_steps", "3", "--save_strategy", "no"]
+    assert changed_on_resume(before, settings(*same)) == []
+
+
+def test_every_value_of_base_yaml_that_is_the_papers_names_its_section():
+    text = (CONFIGS / "base.yaml").read_text(encoding="utf-8")
+    settings = yaml.safe_load(text)
+    assert "section 5.3" in text
+    for name in ("lora_r", "lora_alpha", "learning_rate", "lr_scheduler_type", "warmup_ratio", "optim"):
+        line = next(line for line in text.splitlines() if line.startswith(f"{name}:"))
+        assert '# "' in line, name
+        assert name in settings
