@@ -135,6 +135,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
         for name, value in layer.items():
             key = name.replace("-", "_")
             key = TRANSLATED.get(key, key) if key not in known else key
+            if key.startswith("no_") and key[3:] in known and not value:
+                key, value = key[3:], False
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
                 problems.append(

@@ -24,6 +24,7 @@ from llava.imagechain.checkpoint import (
     save_checkpoint,
     trainable_state,
 )
+from llava.imagechain.compat import is_distributed
 from llava.imagechain.data import Collator, StoryExamples
 from llava.imagechain.labels import IGNORE_INDEX
 from llava.imagechain.weights import read_tensors
@@ -204,7 +205,11 @@ class ImageChainTrainer(Trainer):
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
         model.eval()
         sums = torch.zeros(2, device=self.args.device, dtype=torch.float64)
-        for number, batch in enumerate(DataLoader(examples, batch_sampler=padded, collate_fn=self.data_collator)):
+        # Its own generator: evaluating must not change what is trained.
+        loader = DataLoader(
+            examples, batch_sampler=padded, collate_fn=self.data_collator, generator=torch.Generator()
+        )  # fmt: skip
+        for number, batch in enumerate(loader):
             inputs = self._prepare_inputs(batch)
             with self.accelerator.autocast():
                 loss = model(**inputs, return_logits=False, num_items_in_batch=1)["loss"]
@@ -311,8 +316,11 @@ class StopGently(TrainerCallback):
             self._before[number] = signal.signal(number, self._handle)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Ask for a checkpoint and the end of training."""
-        if self.signalled:
+        """Ask for a checkpoint and the end of training, on all processes at the same step."""
+        stop = torch.tensor(self.signalled, device=args.device)
+        if is_distributed():
+            torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
+        if stop:
             control.should_save = control.should_training_stop = True
         return control
 

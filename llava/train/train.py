@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from llava.imagechain.arguments import (
@@ -31,7 +32,7 @@ from llava.imagechain.arguments import (
 from llava.imagechain.config import ConfigError
 from llava.imagechain.data import ExampleSettings, StoryExamples, unreadable_stories
 from llava.imagechain.decisions import DECISIONS, decision, settle_decisions
-from llava.imagechain.files import read_json, write_jsonl
+from llava.imagechain.files import read_json, sha256_json, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.story import StoryFrames, load_stories
 from llava.imagechain.variants import Variant, get_variant
@@ -130,9 +131,9 @@ def run_training(groups: Groups, variant: Variant, stories: Stories, checkpoint:
     from llava.imagechain.trainer import make_trainer, prepare_model, trainable_table
 
     model_arguments, _, settings = groups
-    set_seed(settings.seed)
     loaded = load_model(model_arguments, settings)
     examples, evaluation = make_examples(groups, variant, stories, loaded)
+    set_seed(settings.seed)  # here, so that the adapters start the same whether features had to be computed or not
     model = prepare_model(loaded.model, model_arguments)
     table = trainable_table(model)
     logger.info(format_table(table))
@@ -144,6 +145,7 @@ def run_training(groups: Groups, variant: Variant, stories: Stories, checkpoint:
     if run:
         run.record(
             trained=table, stories=examples.summary(), skipped=len(examples.skipped), resumed_from=checkpoint,
+            story_ids={"rows": len(stories.train), "sha256": sha256_json(stories.train.ids)},
             accumulation=settings.gradient_accumulation_steps, epochs=settings.num_train_epochs,
         )  # fmt: skip
     if checkpoint:
@@ -222,13 +224,19 @@ def make_examples(
 def example_settings(groups: Groups, variant: Variant, config: Any, tokens_per_scene: int) -> ExampleSettings:
     """Return how stories become examples, from the run's settings and the model's config."""
     model_arguments, data, settings = groups
+    names = ("tokenizer_model_max_length", "max_position_embeddings")
+    limits = [int(value) for name in names if (value := getattr(config, name, None))] or [settings.model_max_length]
+    if min(limits) < settings.model_max_length:
+        logger.warning(
+            "the model takes %d positions, fewer than model_max_length %d", min(limits), settings.model_max_length
+        )
     return ExampleSettings(
         tokens_per_scene=tokens_per_scene,
         prompt_format=decision(config, "imagechain_prompt"),
         scene_aspect=decision(config, "imagechain_scene_aspect"),
         conversation_name=model_arguments.version,
         loss_on=data.loss_on or variant.loss_on,
-        max_length=settings.model_max_length,
+        max_length=min(settings.model_max_length, *limits),
         overlength=data.overlength,
         seed=settings.seed,
     )
@@ -261,20 +269,40 @@ def show_plan(groups: Groups, variant: Variant, stories: Stories) -> int:
     """Print what a run would do, from the texts and configs alone."""
     from llava.imagechain.checkpoint import load_tokenizer
 
-    model_arguments, data, settings = groups
-    count = len(stories.train)
-    steps = settings.max_steps if settings.max_steps > 0 else math.ceil(
-        math.ceil(count / settings.global_batch_size) * settings.num_train_epochs
+    model_arguments, _, settings = groups
+    folder = str(model_arguments.model_name_or_path)
+    config = SimpleNamespace(**read_json(Path(folder) / "config.json"))
+    settle_decisions(config, {name: getattr(model_arguments, name) for name in DECISIONS}, trained=False)
+    made = example_settings(groups, variant, config, tokens_per_scene(config, folder))
+    examples = StoryExamples(
+        stories.train, variant, load_tokenizer(folder), None, made,
+        demonstrations=stories.train if variant.demonstrations else None,
     )  # fmt: skip
-    load_tokenizer(str(model_arguments.model_name_or_path))
+    count = len(examples)
+    steps = math.ceil(math.ceil(count / settings.global_batch_size) * settings.num_train_epochs)
+    steps = settings.max_steps if settings.max_steps > 0 else steps
+    shortened = sum(entry["shortened"] for entry in examples.summary().values())
     print(
-        f"{variant.title} on {data.context}: {count} stories, {settings.num_train_epochs} epochs, {steps} steps of "
-        f"{settings.global_batch_size} ({settings.world_size} devices x {settings.per_device_train_batch_size} x "
-        f"{settings.gradient_accumulation_steps}), loss on {data.loss_on or variant.loss_on}\n"
+        f"{variant.title} on {groups[1].context}: {count} stories, {settings.num_train_epochs:g} epochs, {steps} steps "
+        f"of {settings.global_batch_size} ({settings.world_size} devices x {settings.per_device_train_batch_size} x "
+        f"{settings.gradient_accumulation_steps}), loss on {made.loss_on}\n"
+        f"positions: mean {sum(examples.lengths) / max(count, 1):.0f}, most {max(examples.lengths, default=0)} of "
+        f"{made.max_length}; {shortened} stories shortened, {len(examples.skipped)} skipped\n"
         f"validation: { {name: len(chosen) for name, chosen in stories.evaluation.items()} or 'none' }\n"
-        f"model: {model_arguments.model_name_or_path}\noutput: {settings.output_dir}"
+        f"model: {folder}\noutput: {settings.output_dir}"
     )
     return 0
+
+
+def tokens_per_scene(config: Any, folder: str) -> int:
+    """Return the visual tokens of a scene, from the config of the vision tower."""
+    from transformers import CLIPVisionConfig
+
+    from llava.imagechain.vision import tower_source
+
+    vision = CLIPVisionConfig.from_pretrained(tower_source(config.mm_vision_tower, folder))
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return patches + str(getattr(config, "mm_vision_select_feature", None)).endswith("cls_patch")
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
