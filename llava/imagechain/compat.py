@@ -13,8 +13,8 @@ import torch
 import transformers
 
 logger = logging.getLogger(__name__)
-TRANSFORMERS_MAJOR = int(transformers.__version__.split(".")[0])
-DTYPE_KEYWORD = "dtype" if TRANSFORMERS_MAJOR >= 5 else "torch_dtype"
+TRANSFORMERS_VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+DTYPE_KEYWORD = "dtype" if TRANSFORMERS_VERSION >= (4, 56) else "torch_dtype"
 
 
 def as_dtype(value: str | torch.dtype) -> torch.dtype | str:

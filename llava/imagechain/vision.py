@@ -216,12 +216,13 @@ def build_vision_tower(config: Any, **kwargs: Any) -> nn.Module:
         return CLIPVisionTower(source, config, **kwargs)
     try:
         from llava.model.multimodal_encoder.builder import build_vision_tower as build_in_checkout
-    except ImportError as error:
+
+        return build_in_checkout(config, **kwargs)
+    except (ImportError, ValueError) as error:
         raise ValueError(
             f"mm_vision_tower {name!r} was found; a folder with a CLIP vision model, or an openai/ or laion/ hub name, "
-            "was wanted (other towers need a LLaVA-NeXT checkout under this package)."
+            f"was wanted (other towers need a LLaVA-NeXT checkout under this package): {error}"
         ) from error
-    return build_in_checkout(config, **kwargs)
 
 
 def complete_vision_tower(model: Any, missing_keys: Collection[str]) -> list[str]:
