@@ -1,4 +1,4 @@
-"""Batches of stories through a model: prompts padded on the left, greedy text out, one row a story.
+"""Batches of stories through a model: frames encoded together, greedy text out, one row a story.
 
 Shape letters: B stories of a batch, L positions, F frames.
 """
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from eval.controls import Edit
+from eval.decoding import greedy
 from llava.imagechain.data import Plan, StoryExamples
 from llava.imagechain.prompts import COMMON_MARKS
 from llava.imagechain.story import Scene, Story, clean_text
@@ -158,31 +159,19 @@ def generate(
 def answer_batch(
     model: Any, tokenizer: Any, batch: Sequence[Mapping[str, Any]], max_new_tokens: int
 ) -> list[list[int]]:
-    """Return the new token ids of each example, the end token included, padding left out."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    """Return the new token ids of each example, the end token included."""
     longest = max(len(example["input_ids"]) for example in batch)
-    ids = torch.full((len(batch), longest), pad, dtype=torch.long)
+    ids = torch.zeros((len(batch), longest), dtype=torch.long)
     mask = torch.zeros((len(batch), longest), dtype=torch.long)
-    for row, example in enumerate(batch):  # from lengths, never by comparing with the padding id
-        ids[row, longest - len(example["input_ids"]) :] = example["input_ids"]
-        mask[row, longest - len(example["input_ids"]) :] = 1
-    new = model.generate(
-        ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        images=scene_features(model, batch),
-        modalities=["video-seq-features"] * len(batch),
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
-        use_cache=True,
-        cache_implementation="static",  # a growing cache is copied whole at every token
-    )
-    return [_until_end(row, tokenizer.eos_token_id) for row in new.tolist()]
+    for row, example in enumerate(batch):
+        ids[row, : len(example["input_ids"])] = example["input_ids"]
+        mask[row, : len(example["input_ids"])] = 1
+    _, _, present, _, embeddings, _ = model.prepare_inputs_labels_for_multimodal(
+        ids.to(model.device), None, mask.to(model.device), None, None,
+        scene_features(model, batch), ["video-seq-features"] * len(batch), always_embed=True,
+    )  # fmt: skip
+    prompts = [row[kept.bool()] for row, kept in zip(embeddings, present, strict=True)]
+    return greedy(model, prompts, end_token=tokenizer.eos_token_id, max_new_tokens=max_new_tokens)
 
 
 def scene_features(model: Any, batch: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:

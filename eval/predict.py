@@ -39,7 +39,9 @@ def load_model(job: Job) -> LoadedModel:
     config = job.config
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
-    loaded = load_checkpoint(config.checkpoint, base=config.base, device=device, dtype=getattr(torch, dtype))
+    loaded = load_checkpoint(
+        config.checkpoint, base=config.base, device=device, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    )
     model_config = loaded.model.config
     carries = any(getattr(model_config, name, None) is not None for name in DECISIONS)
     wanted = {name: getattr(config, name) for name in DECISIONS}

@@ -1,0 +1,115 @@
+"""Greedy decoding of a batch of prompts of unequal length, without a padded prefill.
+
+Each prompt is run on its own, over its own positions only, and what it shares with the prompt before it (the system
+text, the first scene of a story of the same video) is copied. Then all rows are decoded together. Keys and values are
+written into one block of memory that ends at the same column for every row:
+
+    row 0   . . . a a a a | x x x          a prompt, x new tokens, . unused
+    row 1   b b b b b b b | y y y
+
+Shape letters: B rows, L positions of a prompt, H heads, W columns, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+
+class AlignedCache(DynamicCache):
+    """Keys and values (B, H, W, d) of each layer; attention sees the columns `start` to `stop` of `rows`."""
+
+    def __init__(self, num_rows: int, num_columns: int) -> None:
+        super().__init__()
+        self.num_rows, self.num_columns = num_rows, num_columns
+        self.rows = slice(0, num_rows)
+        self.start = self.stop = 0
+        self._store: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the newest positions, which end at column `stop`, and return all that attention may see."""
+        if layer_idx not in self._store:
+            shape = (self.num_rows, key_states.shape[1], self.num_columns, key_states.shape[3])
+            self._store[layer_idx] = (key_states.new_zeros(shape), value_states.new_zeros(shape))
+        seen = []
+        for store, states in zip(self._store[layer_idx], (key_states, value_states), strict=True):
+            store[self.rows, :, self.stop - states.shape[2] : self.stop] = states
+            seen.append(store[self.rows, :, self.start : self.stop])
+        return seen[0], seen[1]
+
+    def copy_columns(self, source: tuple[int, int], target: tuple[int, int], count: int) -> None:
+        """Copy `count` columns of all layers from one (row, column) to another."""
+        for keys, values in self._store.values():
+            for store in (keys, values):
+                found = store[source[0], :, source[1] : source[1] + count]
+                store[target[0], :, target[1] : target[1] + count] = found
+
+
+@torch.inference_mode()
+def greedy(model: Any, prompts: Sequence[torch.Tensor], *, end_token: int, max_new_tokens: int) -> list[list[int]]:
+    """Decode greedily.
+
+    Args:
+        model: A LLaVA language model in evaluation mode, on sdpa attention.
+        prompts: Embeddings (L, D) of each prompt.
+        end_token: The token that ends an answer.
+        max_new_tokens: Most tokens of an answer.
+
+    Returns:
+        New token ids of each row, the end token included.
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
+    width = int(lengths.max())
+    cache = AlignedCache(len(prompts), width + max_new_tokens)
+    last = torch.cat([_prefill(model, prompts, row, cache, width) for row in range(len(prompts))])
+    cache.rows, cache.start = slice(0, len(prompts)), 0
+    seen = torch.arange(width + max_new_tokens, device=lengths.device)[None] >= (width - lengths)[:, None]
+    tokens: list[torch.Tensor] = []
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=lengths.device)
+    while True:
+        tokens.append(model.lm_head(last).argmax(dim=-1))
+        ended |= tokens[-1] == end_token
+        if len(tokens) == max_new_tokens or bool(ended.all()):
+            break
+        cache.stop = width + len(tokens)
+        last = model.get_model()(
+            inputs_embeds=model.get_model().embed_tokens(tokens[-1])[:, None],
+            attention_mask=seen[:, None, None, : cache.stop],
+            position_ids=(lengths + len(tokens) - 1)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )[0][:, -1]
+    rows = torch.stack(tokens, dim=1).tolist()
+    return [row[: row.index(end_token) + 1] if end_token in row else row for row in rows]
+
+
+def _prefill(model: Any, prompts: Sequence[torch.Tensor], row: int, cache: AlignedCache, width: int) -> torch.Tensor:
+    """Run one prompt, but for what it shares with the one before; returns its last hidden state (1, D)."""
+    prompt = prompts[row]
+    shared = common_length(prompts[row - 1], prompt) if row else 0
+    cache.rows, cache.start, cache.stop = slice(row, row + 1), width - len(prompt), width
+    mask = None
+    if shared:
+        cache.copy_columns((row - 1, width - len(prompts[row - 1])), (row, cache.start), shared)
+        mask = torch.ones(len(prompt) - shared, len(prompt), dtype=torch.bool, device=prompt.device).tril(shared)[
+            None, None
+        ]
+    return model.get_model()(
+        inputs_embeds=prompt[None, shared:],
+        attention_mask=mask,
+        position_ids=torch.arange(shared, len(prompt), device=prompt.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+    )[0][:, -1]
+
+
+def common_length(one: torch.Tensor, other: torch.Tensor) -> int:
+    """Return how many positions from the start two prompts (L, D) have in common; the last one is never counted."""
+    shortest = min(len(one), len(other)) - 1
+    differs = (one[:shortest] != other[:shortest]).any(dim=-1)
+    return int(differs.int().argmax()) if bool(differs.any()) else shortest
