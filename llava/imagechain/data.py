@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import random
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 from llava.imagechain.labels import IGNORE_INDEX, make_labels
 from llava.imagechain.prompts import encode, render
 from llava.imagechain.story import Scene, Story, StoryFrames
-from llava.imagechain.variants import Dialogue, Variant, build_dialogue
+from llava.imagechain.variants import Dialogue, Variant, build_dialogue, draw_demonstrations
 
 if TYPE_CHECKING:
     from llava.imagechain.features import StoryFeatures
@@ -169,7 +168,7 @@ class StoryExamples(Dataset[dict[str, Any]]):
     def _plan(self, story: Story) -> Plan:
         if not story.scenes[-1].description and not self.settings.for_generation:
             raise ValueError("the last scene has no description to learn")
-        demonstrations = self._draw_demonstrations(story)
+        demonstrations = draw_demonstrations(story, self._demonstration_texts, self.variant, self.settings.seed)
         limit = self.settings.max_length - self.settings.reserve_tokens
         length = 0
         # The oldest scenes go first, then the demonstrations; the last question and answer always stay.
@@ -202,20 +201,6 @@ class StoryExamples(Dataset[dict[str, Any]]):
             scenes=dialogue.scenes,  # type: ignore[arg-type]
             length=len(encoded.input_ids) + encoded.num_images * (settings.tokens_per_scene - 1),
         )
-
-    def _draw_demonstrations(self, story: Story) -> list[Story]:
-        """Draw training stories of other videos, the same ones for a story in every run."""
-        if not self.variant.demonstrations:
-            return []
-        generator = random.Random(f"{self.settings.seed}:{story.story_id}")
-        order = generator.sample(self._demonstration_texts, len(self._demonstration_texts))
-        drawn: dict[str, Story] = {}
-        for other in order:
-            if other.video_name != story.video_name:
-                drawn.setdefault(other.video_name, other)
-            if len(drawn) == self.variant.demonstrations:
-                return list(drawn.values())
-        raise ValueError(f"{self.variant.demonstrations} demonstrations from other videos were wanted, too few found")
 
     def _cached(self, plan: Plan) -> list[torch.Tensor]:
         return [self.features[scene.demonstration].scene(scene.row, scene.number) for scene in plan.scenes]

@@ -8,6 +8,7 @@ prints exactly what a story becomes under each variant, with the text that carri
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,6 +155,25 @@ def build_dialogue(story: Story, variant: Variant, demonstrations: Sequence[Stor
     return Dialogue(story_id=story.story_id, turns=tuple(turns), scenes=tuple(scenes))
 
 
+def draw_demonstrations(story: Story, pool: Sequence[Story], variant: Variant, seed: int) -> list[Story]:
+    """Draw the training stories that are shown before a story: of other videos, the same ones in every run.
+
+    Raises:
+        ValueError: The pool holds too few videos.
+    """
+    if not variant.demonstrations:
+        return []
+    drawn: dict[str, Story] = {}
+    for other in random.Random(f"{seed}:{story.story_id}").sample(pool, len(pool)):
+        if other.video_name != story.video_name:
+            drawn.setdefault(other.video_name, other)
+        if len(drawn) == variant.demonstrations:
+            return list(drawn.values())
+    raise ValueError(
+        f"{variant.title} shows {variant.demonstrations} training stories of other videos; {len(drawn)} were found."
+    )
+
+
 def _add_story(
     story: Story, variant: Variant, turns: list[Turn], scenes: list[Scene], *, with_images: bool = True
 ) -> None:
@@ -217,6 +237,7 @@ class ShowConfig:
     loss_on: str | None = option(
         None, help="where the loss is; by default the variant's", choices=("all_text", "answers", "last_answer")
     )
+    seed: int = option(0, help="seed of the demonstrations")
     output: Path | None = option(None, help="write to this file instead of the terminal")
 
 
@@ -231,10 +252,11 @@ def show(config: ShowConfig) -> str:
         tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, use_fast=False)
     stories: Sequence[Story]
     if config.stories:
+        from llava.imagechain.data import text_stories
         from llava.imagechain.story import load_stories
 
-        loaded = load_stories(config.stories, config.split, config.context)
-        pool, stories = list(loaded[:3]), list(loaded[: config.limit])
+        pool = text_stories(load_stories(config.stories, "train"))
+        stories = text_stories(load_stories(config.stories, config.split, config.context)[: config.limit])
     else:
         story, pool = example_stories()
         stories = [story]
@@ -243,7 +265,7 @@ def show(config: ShowConfig) -> str:
         variant = get_variant(name, config.variant_set)
         loss_on = (config.loss_on or variant.loss_on) if variant.trained_as else None
         for story in stories:
-            dialogue = build_dialogue(story, variant, pool[: variant.demonstrations])
+            dialogue = build_dialogue(story, variant, draw_demonstrations(story, pool, variant, config.seed))
             body = describe_dialogue(dialogue, config.imagechain_prompt, tokenizer, config.conversation, loss_on)
             trained = f"trained as {variant.trained_as}, loss on {loss_on}" if loss_on else "not trained"
             blocks.append(f"=== {variant.title} ({name}): {trained}; story {story.story_id}\n{body}\n")

@@ -15,6 +15,7 @@ import math
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +51,7 @@ class Stories:
 
 def train(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between the libraries themselves
     try:
         groups, given = parse_arguments(sys.argv[1:] if argv is None else argv)
     except ConfigError as error:

@@ -195,6 +195,13 @@ def test_two_processes_give_the_losses_of_one(tiny_base, small_stories, tmp_path
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny_base, small_stories, tmp_path):
+    arguments = ("--max_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3", "--lora_dropout", "0")
+    run(tiny_base, small_stories, tmp_path / "plain", *arguments)
+    run(tiny_base, small_stories, tmp_path / "checkpointed", *arguments, "--gradient_checkpointing", "true")
+    assert losses(tmp_path / "checkpointed")[0] == pytest.approx(losses(tmp_path / "plain")[0], rel=1e-5)
+
+
 def test_bfloat16_autocast_trains_on_this_machine(tiny_base, small_stories, tmp_path):
     arguments = ("--max_steps", "2", "--bf16", "true", "--logging_steps", "1")
     run(tiny_base, small_stories, tmp_path / "run", *arguments, "--feature_cache", str(tmp_path / "cache"))

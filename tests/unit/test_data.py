@@ -139,6 +139,18 @@ def test_demonstrations_are_the_same_each_time_and_never_of_the_same_video(parts
     assert len(made[0]["images"]) == 3 + 2
 
 
+def test_the_shown_demonstrations_are_those_that_are_used(parts, tmp_path, tiny_llava):
+    from llava.imagechain.variants import ShowConfig, show
+
+    pool, stories = stories_of(2, 2, 2, 2, 2, prefix="t"), stories_of(2)
+    pool.table.save_to_disk(str(tmp_path / "scene_2" / "train"))
+    stories.table.save_to_disk(str(tmp_path / "scene_2" / "val"))
+    text = show(ShowConfig(show=True, stories=tmp_path, split="validation", variant=["mllm_icl"]))
+    plan = examples(parts, stories, "mllm_icl", demonstrations=pool).plans[0]
+    used = [pool[scene.row].scenes[-1].description for scene in plan.scenes if scene.demonstration]
+    assert [line.split("ASSISTANT: ")[1] for line in text.splitlines()[2:5]] == [f"{t}</s>" for t in used]
+
+
 def test_overlong_in_context_learning_gives_up_scenes_before_demonstrations(parts):
     pool, stories = stories_of(2, 2, 2, prefix="t"), stories_of(3)
     length = examples(parts, stories, "mllm_icl", demonstrations=pool).lengths[0]

@@ -119,6 +119,23 @@ def batch_of(*texts, size=12):
     return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
 
 
+def test_half_precision_weights_train_under_autocast(model):
+    prepared = prepare_model(model.to(torch.bfloat16), settings()).train()
+    scenes = [torch.randn(2, 3, 28, 28), torch.randn(3, 3, 28, 28)]
+    ids = torch.tensor([[1, 30, -200, 40, -200, 50, 60]])
+    labels = torch.where(ids > 30, ids, -100)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = prepared(
+            input_ids=ids, labels=labels, images=[scenes], modalities=["video-seq"], return_logits=False,
+            num_items_in_batch=3,
+        )["loss"]  # fmt: skip
+    loss.backward()
+    trained = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
+    projector = [p for n, p in prepared.named_parameters() if "mm_projector" in n]
+    assert all(parameter.grad.abs().sum() > 0 for parameter in projector)
+
+
 def test_accumulated_micro_batches_give_the_gradient_of_the_global_token_mean(model):
     batch = batch_of(2, 9, 5, 1)
     count = int((batch["labels"] != -100).sum())
