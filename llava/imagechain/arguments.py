@@ -18,6 +18,7 @@ from llava.imagechain.config import ConfigError, _read_yaml, nearest
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
 from llava.imagechain.features import DTYPES
+from llava.imagechain.files import read_json
 from llava.imagechain.labels import LOSS_ON
 from llava.imagechain.story import CONTEXTS, HUB_DATASET
 from llava.imagechain.variants import get_variant
@@ -171,7 +172,11 @@ def _split_flags(argv: Sequence[str]) -> dict[str, list[str]]:
     for word in argv:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
-            current = flags[name.replace("-", "_")] = [value] if equals else []
+            key = name.replace("-", "_")
+            current = flags.setdefault(key, [])
+            if key != "config":  # several --config add up, of other flags the last one counts
+                current.clear()
+            current += [value] if equals else []
         elif current is None:
             raise ConfigError(f"a flag was wanted, found {word!r}")
         else:
@@ -204,8 +209,13 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
         value = getattr(data if hasattr(data, name) else model, name)
         if value is not None and value not in allowed:
             problems.append(f"{name}: unknown value {value!r}{nearest(str(value), allowed)}")
-    if model.model_name_or_path and not Path(model.model_name_or_path, "config.json").is_file():
-        problems.append(f"model_name_or_path: {model.model_name_or_path} is not a model folder (no config.json in it)")
+    if model.model_name_or_path:
+        problems += _check_model(Path(model.model_name_or_path))
+    problems += [
+        f"{name}: a number above 0 was wanted, found {getattr(data, name)}"
+        for name in ("limit", "eval_limit")
+        if getattr(data, name) is not None and getattr(data, name) < 1
+    ]
     if data.stories and data.stories != HUB_DATASET and not Path(data.stories).is_dir():
         problems.append(f"stories: {data.stories} is not a folder; build one with scripts/storyframes/build.sh")
     if data.variant:
@@ -215,6 +225,16 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
         except ConfigError as error:
             problems.append(str(error))
     return problems + _settle_batches(train, given)
+
+
+def _check_model(folder: Path) -> list[str]:
+    if not (folder / "config.json").is_file():
+        return [f"model_name_or_path: {folder} is not a model folder (no config.json in it)"]
+    if (folder / "adapter_config.json").is_file():
+        return [f"model_name_or_path: {folder} is a LoRA folder; a whole model was wanted, such as the adapter's base"]
+    if not read_json(folder / "config.json").get("mm_vision_tower"):
+        return [f"model_name_or_path: {folder} is no LLaVA model (its config.json names no mm_vision_tower)"]
+    return []
 
 
 def _settle_batches(train: TrainArguments, given: set[str]) -> list[str]:

@@ -16,7 +16,7 @@ CONFIGS = ROOT / "configs" / "train"
 @pytest.fixture()
 def flags(tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "config.json").write_text('{"mm_vision_tower": "x"}')
     (tmp_path / "stories").mkdir()
     return [
         "--model_name_or_path", str(tmp_path / "model"), "--stories", str(tmp_path / "stories"),
@@ -83,6 +83,33 @@ def test_missing_settings_and_folders_are_named(tmp_path):
     assert "--output_dir is required" in text
     assert "no config.json in it" in text
     assert "is not a folder; build one with scripts/storyframes/build.sh" in text
+
+
+def test_files_of_several_config_flags_add_up(flags, tmp_path):
+    (tmp_path / "a.yaml").write_text("lora_r: 8\n")
+    arguments = [*config_files("base", "imagechain"), "--config", str(tmp_path / "a.yaml"), *flags]
+    (model, data, _), _ = parse_arguments([*arguments, "--seed", "1", "--seed", "2"])
+    assert (model.lora_r, data.variant) == (8, "imagechain")
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "message"),
+    [
+        ("{}", (), "no LLaVA model"),
+        ('{"mm_vision_tower": "x"}', ("adapter_config.json",), "is a LoRA folder; a whole model was wanted"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_from_is_refused(config, more, message, flags, tmp_path):
+    (tmp_path / "model" / "config.json").write_text(config)
+    for name in more:
+        (tmp_path / "model" / name).write_text("{}")
+    with pytest.raises(ConfigError, match=message):
+        parse_arguments([*config_files("base", "imagechain"), *flags])
+
+
+def test_limits_are_above_zero(flags):
+    with pytest.raises(ConfigError, match="limit: a number above 0 was wanted, found 0"):
+        parse_arguments([*config_files("base", "imagechain"), *flags, "--limit", "0"])
 
 
 def test_a_variant_that_is_not_trained_is_refused(flags):
