@@ -62,6 +62,17 @@ def clip_layer_masks(layer: torch.nn.Module) -> tuple[None, ...]:
     return (None, None) if "causal_attention_mask" in inspect.signature(layer.forward).parameters else (None,)
 
 
+def numpy_state_allowed() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which PyTorch's weights-only reading takes numpy's random state (transformers up to 4.46)."""
+    if not hasattr(torch.serialization, "safe_globals"):
+        return contextlib.nullcontext()
+    import numpy
+
+    core = getattr(numpy, "_core", None) or numpy.core
+    kinds = {type(numpy.dtype(kind)) for kind in ("uint32", "int64")}
+    return torch.serialization.safe_globals([core.multiarray._reconstruct, numpy.ndarray, numpy.dtype, *kinds])
+
+
 def gathered(parameters: Iterable[torch.nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which parameters can be written, also when DeepSpeed ZeRO-3 has them partitioned."""
     partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]

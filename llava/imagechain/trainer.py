@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
@@ -24,7 +25,7 @@ from llava.imagechain.checkpoint import (
     save_checkpoint,
     trainable_state,
 )
-from llava.imagechain.compat import is_distributed
+from llava.imagechain.compat import is_distributed, numpy_state_allowed
 from llava.imagechain.data import Collator, StoryExamples
 from llava.imagechain.labels import IGNORE_INDEX
 from llava.imagechain.weights import read_tensors
@@ -176,7 +177,11 @@ class ImageChainTrainer(Trainer):
 
         The vocabulary projection runs on the label positions only.
         """
-        return super().compute_loss(model, {**inputs, "return_logits": False}, *arguments, **options)
+        inputs = {**inputs, "return_logits": False}
+        if not hasattr(Trainer, "get_batch_samples"):  # transformers 4.45: the library does not count label tokens
+            count = (inputs["labels"] != IGNORE_INDEX).sum()
+            inputs["num_items_in_batch"] = self.accelerator.reduce(count.float(), reduction="mean").clamp(min=1)
+        return super().compute_loss(model, inputs, *arguments, **options)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -224,7 +229,12 @@ class ImageChainTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         state = trainable_state(model)
         if self.args.should_save:
-            save_checkpoint(output_dir or self.args.output_dir, model, state, self.processing_class, self.base_dir)
+            tokenizer = getattr(self, "processing_class", None) or self.tokenizer  # its name up to transformers 4.45
+            save_checkpoint(output_dir or self.args.output_dir, model, state, tokenizer, self.base_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with numpy_state_allowed():
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder, model = Path(resume_from_checkpoint), model or self.model
@@ -251,6 +261,12 @@ def make_trainer(
     import inspect
 
     name = "processing_class" if "processing_class" in inspect.signature(Trainer).parameters else "tokenizer"
+    if not hasattr(Trainer, "get_batch_samples") and settings.gradient_accumulation_steps > 1:
+        logger.warning(
+            "transformers %s gives the %d accumulated batches of a step the same weight, whatever their number of "
+            "label tokens. Install transformers 4.46 or newer, or set per_device_train_batch_size so that nothing is "
+            "accumulated.", transformers.__version__, settings.gradient_accumulation_steps,
+        )  # fmt: skip
     trainer = ImageChainTrainer(
         model=model,
         args=settings,

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Trainer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [str(ROOT / "configs" / "train" / f"{name}.yaml") for name in ("base", "imagechain", "c2_7")]
@@ -178,6 +179,9 @@ def test_evaluating_does_not_change_what_is_trained(straight, tiny_base, small_s
     assert_equal(tmp_path / "run", straight)
 
 
+@pytest.mark.skipif(
+    not hasattr(Trainer, "get_batch_samples"), reason="transformers 4.45 gives accumulated batches the same weight"
+)
 def test_two_processes_give_the_losses_of_one(tiny_base, small_stories, tmp_path):
     arguments = ("--max_steps", "4", "--logging_steps", "1", "--learning_rate", "1e-3", "--lora_dropout", "0")
     arguments += ("--eval_strategy", "steps", "--eval_steps", "4")

@@ -135,6 +135,8 @@ def normalising(tokenizer):
 
     from tokenizers import normalizers
 
+    if not tokenizer.is_fast:
+        pytest.skip("this library version reads the tokenizer without the tokenizers library, which has normalizers")
     other = copy.deepcopy(tokenizer)
     backend = other.backend_tokenizer
     steps = [normalizers.NFKC(), normalizers.Replace("\u200b", "")]
