@@ -29,6 +29,7 @@ from llava.imagechain.variants import VARIANTS
 if TYPE_CHECKING:
     from eval.predict_job import Job
     from llava.imagechain.checkpoint import LoadedModel
+    from llava.imagechain.story import StoryFrames
 
 logger = logging.getLogger("eval.bench_predict")
 PROGRAM = "python -m eval.bench_predict"
@@ -49,7 +50,7 @@ class BenchConfig:
         "imagechain", help="how a story is shown", choices=[n for n, v in VARIANTS.items() if not v.demonstrations]
     )
     output_dir: Path = option(help="folder for predict.json and predict.md")
-    limit: int = option(64, help="stories, spread over the split")
+    limit: int = option(64, help="stories (about), spread over the split video by video")
     batch_size: int = option(32, help="stories per batch")
     max_new_tokens: int = option(40, help="most tokens of an answer")
     rounds: int = option(3, help="times that each row is measured")
@@ -117,8 +118,7 @@ def bench(config: BenchConfig) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     job = prepare(predict_config(config))
-    step = max(1, len(job.stories) // config.limit)
-    spread = job.stories.select(range(0, len(job.stories), step)[: config.limit])
+    spread = spread_videos(job.stories, config.limit)
     job = dataclasses.replace(job, stories=spread)
     with run_manifest(config.output_dir, config=to_json(config), name="bench_run.json"):
         loaded = load_model(job)
@@ -132,6 +132,14 @@ def bench(config: BenchConfig) -> int:
             "checkpoint": config.checkpoint.name, "variant": config.variant,
         }  # fmt: skip
     return report(config, facts, seconds, texts)
+
+
+def spread_videos(stories: StoryFrames, limit: int) -> StoryFrames:
+    """Return about `limit` stories: all those of videos that are spread evenly over the split, in file order."""
+    videos = list(stories.table["video_name"])
+    names = list(dict.fromkeys(videos))
+    chosen = set(names[:: max(1, round(len(videos) / limit))])
+    return stories.select([row for row, name in enumerate(videos) if name in chosen])
 
 
 def predict_config(config: BenchConfig) -> PredictConfig:

@@ -42,6 +42,12 @@ class AlignedCache(DynamicCache):
             seen.append(store[self.rows, :, self.start : self.stop])
         return seen[0], seen[1]
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep some rows only."""
+        self._store = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._store.items()}
+        self.num_rows = len(rows)
+        self.rows = slice(0, len(rows))
+
     def copy_columns(self, source: tuple[int, int], target: tuple[int, int], count: int) -> None:
         """Copy `count` columns of all layers from one (row, column) to another."""
         for keys, values in self._store.values():
@@ -68,24 +74,30 @@ def greedy(model: Any, prompts: Sequence[torch.Tensor], *, end_token: int, max_n
     cache = AlignedCache(len(prompts), width + max_new_tokens)
     last = torch.cat([_prefill(model, prompts, row, cache, width) for row in range(len(prompts))])
     cache.rows, cache.start = slice(0, len(prompts)), 0
-    seen = torch.arange(width + max_new_tokens, device=lengths.device)[None] >= (width - lengths)[:, None]
-    tokens: list[torch.Tensor] = []
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=lengths.device)
-    while True:
-        tokens.append(model.lm_head(last).argmax(dim=-1))
-        ended |= tokens[-1] == end_token
-        if len(tokens) == max_new_tokens or bool(ended.all()):
+    columns = torch.arange(width + max_new_tokens, device=lengths.device)
+    answers: list[list[int]] = [[] for _ in prompts]
+    active = torch.arange(len(prompts), device=lengths.device)  # the rows that are still being written
+    for step in range(1, max_new_tokens + 1):
+        tokens = model.lm_head(last).argmax(dim=-1)
+        for row, token in zip(active.tolist(), tokens.tolist(), strict=True):
+            if answers[row][-1:] != [end_token]:
+                answers[row].append(token)
+        going = torch.tensor([n for n, row in enumerate(active.tolist()) if answers[row][-1] != end_token])
+        if step == max_new_tokens or not len(going):
             break
-        cache.stop = width + len(tokens)
+        if len(going) < 0.75 * len(active):  # ended rows are dropped now and then: dropping copies the cache
+            going = going.to(active.device)
+            active, tokens, lengths = active[going], tokens[going], lengths[going]
+            cache.keep(going)
+        cache.stop = width + step
         last = model.get_model()(
-            inputs_embeds=model.get_model().embed_tokens(tokens[-1])[:, None],
-            attention_mask=seen[:, None, None, : cache.stop],
-            position_ids=(lengths + len(tokens) - 1)[:, None],
+            inputs_embeds=model.get_model().embed_tokens(tokens)[:, None],
+            attention_mask=(columns[: cache.stop] >= (width - lengths)[:, None])[:, None, None],
+            position_ids=(lengths + step - 1)[:, None],
             past_key_values=cache,
             use_cache=True,
         )[0][:, -1]
-    rows = torch.stack(tokens, dim=1).tolist()
-    return [row[: row.index(end_token) + 1] if end_token in row else row for row in rows]
+    return answers
 
 
 def _prefill(model: Any, prompts: Sequence[torch.Tensor], row: int, cache: AlignedCache, width: int) -> torch.Tensor:

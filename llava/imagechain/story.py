@@ -138,6 +138,8 @@ class StoryFrames(Sequence[Story]):
 
     def __init__(self, table: datasets.Dataset) -> None:
         self.table = table
+        # Rows as arrow keep the images encoded; casting the column to undecoded images would copy the whole dataset.
+        self._rows = table.with_format("arrow")
         self.num_scenes: list[int] = list(table["num_scenes"])
         self.ids: list[str] = list(table["story_id"])
 
@@ -147,8 +149,7 @@ class StoryFrames(Sequence[Story]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.select(range(*index.indices(len(self))))
-        # Rows as arrow keep the images encoded; casting the column to undecoded images would copy the whole dataset.
-        return story_from_row(self.table.with_format("arrow")[index].to_pylist()[0])
+        return story_from_row(self._rows[index].to_pylist()[0])
 
     def __iter__(self) -> Iterator[Story]:
         return (self[index] for index in range(len(self)))
