@@ -154,8 +154,9 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", ["true"])
         merged.setdefault("dataloader_pin_memory", ["false"])
+    words = [word for key, value in merged.items() for word in (f"--{key}", *value)]
     try:
-        values = parser.parse_args_into_dataclasses([w for key, words in merged.items() for w in (f"--{key}", *words)])
+        values = parser.parse_args_into_dataclasses(words if "output_dir" in merged else ["--output_dir", "", *words])
     except (ConfigError, ValueError, ImportError) as error:
         raise ConfigError("\n  - ".join(["training cannot start:", *problems, str(error)])) from error
     groups: Groups = (values[0], values[1], values[2])
