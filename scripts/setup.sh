@@ -41,8 +41,11 @@ if [[ ! -x "$VENV/bin/python" ]]; then
 fi
 
 joined=$(printf '%s\n' "${extras[@]}" | sort -u | paste -sd, -)
-stamp="$VENV/.setup-$( (cat pyproject.toml configs/constraints.txt; echo "$joined"; pwd) | cksum | cut -d' ' -f1)"
-if [[ -e "$stamp" ]]; then
+# One stamp an extra: what is installed already in this state of the requirements is not looked at again.
+state=$( (cat pyproject.toml configs/constraints.txt; pwd) | cksum | cut -d' ' -f1)
+missing=0
+for extra in "${extras[@]}"; do [[ -e "$VENV/.setup-$state-$extra" ]] || missing=1; done
+if ((!missing)); then
   exit 0
 fi
 
@@ -55,5 +58,5 @@ if ! { "${install[@]}" torch && "${install[@]}" --editable ".[$joined]"; } >"$lo
   tail -n 20 "$log" >&2
   exit 1
 fi
-touch "$stamp"
+for extra in "${extras[@]}"; do touch "$VENV/.setup-$state-$extra"; done
 echo "setup: ready. Activate with: source $VENV/bin/activate"
