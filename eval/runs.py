@@ -164,7 +164,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunFolder]:
     for folder in folders:
         try:
             runs.append(read_run(folder))
-        except (OSError, ValueError) as error:  # noqa: PERF203
+        except (OSError, ValueError) as error:
             problems.append(str(error))
     if problems:
         raise ValueError("\n  - ".join(["some runs cannot be read:", *problems]) if len(problems) > 1 else problems[0])

@@ -25,6 +25,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=("$@")
 ((${#extras[@]})) || extras=(train eval judge)
 
+for extra in "${extras[@]}"; do
+  if ! grep -qE "^$extra = \[" pyproject.toml; then
+    echo "setup: unknown extra $extra; known: $(sed -n '/optional-dependencies/,/^\[tool/s/^\([a-z]*\) = \[.*/\1/p' pyproject.toml | paste -sd' ')" >&2
+    exit 2
+  fi
+done
+
 usable() { command -v "$1" >/dev/null 2>&1 && "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; }
 
 if [[ ! -x "$VENV/bin/python" ]]; then

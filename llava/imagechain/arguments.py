@@ -148,7 +148,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
     for key, words in list(merged.items()):
         try:
             parser.parse_known_args(["--output_dir", "", f"--{key}", *words])  # required up to transformers 4.56
-        except (ConfigError, argparse.ArgumentError) as error:  # noqa: PERF203
+        except (ConfigError, argparse.ArgumentError) as error:
             problems.append(str(error).replace("argument ", ""))
             del merged[key]
     if not torch.cuda.is_available():

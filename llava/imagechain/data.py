@@ -129,7 +129,7 @@ class StoryExamples(Dataset[dict[str, Any]]):
                 if reason := (unreadable or {}).get(story.story_id):
                     raise ValueError(reason)
                 self.plans.append(self._plan(story))
-            except ValueError as error:  # noqa: PERF203
+            except ValueError as error:
                 self.skipped.append({"id": story.story_id, "reason": str(error)})
         self.lengths = [plan.length for plan in self.plans]
 

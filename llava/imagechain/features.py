@@ -206,7 +206,7 @@ class _PendingFrames(Dataset[tuple[list[bytes], Any, dict[bytes, str]]]):
             try:
                 images.append(_decode(story.scenes[scene].frames[frame]))
                 hashes.append(digest)
-            except Exception as error:  # noqa: PERF203 - Pillow raises many kinds on damaged files; each is the story's skip reason
+            except Exception as error:
                 reasons[digest] = f"a frame cannot be read: {type(error).__name__}: {error}"
         pixels = process_scene_frames(images, self.image_processor, self.scene_aspect) if images else None
         return hashes, pixels, reasons

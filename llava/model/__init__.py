@@ -20,7 +20,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def _importable() -> list[str]:
-    names = []
+    names: list[str] = []
     for module, members in _MODULES.items():
         try:
             importlib.import_module(f"llava.model.language_model.{module}")

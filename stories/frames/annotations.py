@@ -108,7 +108,7 @@ def read_annotations(paths: Sequence[Path]) -> tuple[list[StoryAnnotation], list
     for name, modes in tasks.items():
         try:
             found += _join_tasks(name, modes)
-        except AnnotationError as error:  # noqa: PERF203
+        except AnnotationError as error:
             problems.append(str(error))
     if problems:
         raise AnnotationError("; ".join(problems))
