@@ -53,7 +53,7 @@ class BaseConfig:
     hidden_size: int = option(192, help="size of the language model's embeddings, a multiple of 32 (the head size)")
     layers: int = option(4, help="layers of the language model")
     intermediate_size: int = option(512, help="size between the two halves of a language layer's MLP")
-    bf16: bool = option(True, help="bfloat16 autocast")
+    bf16: bool | None = option(None, help="bfloat16 autocast; by default where the processor has instructions for it")
     resume: bool = option(True, help="go on where an interrupted run stopped")
     overwrite: bool = option(False, help="start anew")
     dry_run: bool = option(False, help="print what would be trained and stop")
@@ -137,6 +137,7 @@ def train_base(config: BaseConfig) -> dict[str, Any]:
     model.get_vision_tower().vision_tower.save_pretrained(str(config.output_dir / TOWER_FOLDER))
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bf16": uses_bf16(config),
         "tower_loss": round(tower_loss, 4),
         "caption_loss": round(caption_loss, 4),
         **check(config, model, tokenizer),
@@ -223,6 +224,15 @@ def build_model(config: BaseConfig) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def uses_bf16(config: BaseConfig) -> bool:
+    """Tell whether to train under bfloat16 autocast; without processor support it would be slower than float32."""
+    import torch
+
+    if config.bf16 is not None:
+        return config.bf16
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
 def normalized(pixels: torch.Tensor, processor: Any) -> torch.Tensor:
     """Return uint8 pixels (n, 3, H, W) as the image processor would normalise them."""
     import torch
@@ -265,7 +275,7 @@ def train_tower(config: BaseConfig, model: Any, frames: Frames, state_path: Path
         losses = [functional.cross_entropy(x.flatten(0, 1), wanted[..., k].flatten()) for k, x in enumerate(logits)]
         return torch.stack(losses).sum()
 
-    schedule = Schedule(num_steps=config.tower_steps, learning_rate=config.tower_learning_rate, bf16=config.bf16)
+    schedule = Schedule(num_steps=config.tower_steps, learning_rate=config.tower_learning_rate, bf16=uses_bf16(config))
     loss = fit("vision tower", nn.ModuleList([tower, head]), loss_of_step, schedule, state_path)
     tower.requires_grad_(False)
     tower.is_loaded = True
@@ -308,7 +318,7 @@ def train_captioner(config: BaseConfig, model: Any, tokenizer: Any, frames: Fram
         return output.loss
 
     trained = nn.ModuleList([module for name, module in _trained_parts(model)])
-    schedule = Schedule(num_steps=config.steps, learning_rate=config.learning_rate, bf16=config.bf16)
+    schedule = Schedule(num_steps=config.steps, learning_rate=config.learning_rate, bf16=uses_bf16(config))
     loss = fit("captioner", trained, loss_of_step, schedule, state_path)
     model.eval()
     return loss

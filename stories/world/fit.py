@@ -43,7 +43,7 @@ def fit(
         module: What is trained and kept in the state file.
         loss_of_step: Builds the loss of a step from its number, so that a stopped run goes on as if it had not been.
         schedule: Steps and learning rate.
-        state_path: State file, written once a minute and when the run is interrupted; read when it is there.
+        state_path: State file, written once a minute and at the end; read when it is there.
 
     Returns:
         The loss, averaged over the last steps.
@@ -56,7 +56,6 @@ def fit(
     saved = time.monotonic()
     interval = 0.5 if sys.stderr.isatty() else 60.0
     progress = tqdm(total=schedule.num_steps, initial=first, desc=name, unit="step", mininterval=interval)
-    step = first
     try:
         for step in range(first, schedule.num_steps):
             for group in optimizer.param_groups:
@@ -74,9 +73,6 @@ def fit(
             if time.monotonic() - saved > SAVE_EVERY_S:
                 _save(state_path, module, optimizer, step + 1, average)
                 saved = time.monotonic()
-    except KeyboardInterrupt:
-        # The interrupted step may be half done: the last saved state stands.
-        raise
     finally:
         progress.close()
     if first < schedule.num_steps:
