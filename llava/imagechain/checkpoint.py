@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from llava.imagechain.compat import gathered
-from llava.imagechain.files import atomic_path, read_json
+from llava.imagechain.distributed import zero3_is_on
+from llava.imagechain.files import atomic_path, read_json, write_json
 from llava.imagechain.weights import read_tensors
 
 ADAPTER_CONFIG, NON_LORA = "adapter_config.json", "non_lora_trainables.bin"
@@ -82,7 +83,7 @@ def load_checkpoint(
         str(path),
         str(base) if base and is_adapter(path) else None,
         get_model_name_from_path(str(path)),
-        device_map=str(target),
+        device_map=None if zero3_is_on() else str(target),  # ZeRO-3 spreads the weights while they are read
         torch_dtype=dtype or (torch.float16 if target.type == "cuda" else torch.float32),
         attn_implementation=attn_implementation or "flash_attention_2",
         multimodal=True,
@@ -158,6 +159,7 @@ def save_checkpoint(
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = _from(path, base)
         model.save_pretrained(str(path), state_dict=lora, safe_serialization=True, save_embedding_layers=False)
+        _drop_default_settings(path / ADAPTER_CONFIG)
         (path / "README.md").unlink(missing_ok=True)  # peft's empty model card
         with atomic_path(path / NON_LORA) as temporary:
             torch.save({name: tensor for name, tensor in state.items() if "lora_" not in name}, temporary)
@@ -165,6 +167,18 @@ def save_checkpoint(
     else:
         model.save_pretrained(str(path), state_dict={**model.state_dict(), **state}, safe_serialization=True)
     copy_tokenizer(path, tokenizer, base)
+
+
+def _drop_default_settings(file: Path) -> None:
+    """Leave settings at their default out of an adapter's config: older peft versions refuse names they do not know."""
+    from peft import LoraConfig
+
+    defaults, settings = LoraConfig().to_dict(), read_json(file)
+    kept = ("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "bias", "fan_in_fan_out", "inference_mode")
+    write_json(file, {
+        name: value for name, value in settings.items()
+        if name in kept or (name != "peft_version" and (name not in defaults or value != defaults[name]))
+    })  # fmt: skip
 
 
 def _from(path: Path, base: Path | str | None) -> str | None:

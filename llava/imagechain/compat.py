@@ -51,6 +51,18 @@ def accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[st
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
+def with_old_config_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Add to a config's JSON values what transformers 5 renamed: rope_theta, rope_scaling, torch_dtype."""
+    rope = values.get("rope_parameters") or {}
+    if rope.get("rope_theta") is not None:
+        values.setdefault("rope_theta", rope["rope_theta"])
+    if rope.get("rope_type", "default") != "default":
+        values.setdefault("rope_scaling", {name: value for name, value in rope.items() if name != "rope_theta"})
+    if values.get("dtype") is not None:
+        values.setdefault("torch_dtype", values["dtype"])
+    return values
+
+
 def load_image_processor(source: str) -> Any:
     """Load the CLIP image processor of a folder or hub name, on its PIL backend (exact and free of torchvision)."""
     name = "CLIPImageProcessorPil" if hasattr(transformers, "CLIPImageProcessorPil") else "CLIPImageProcessor"

@@ -84,7 +84,7 @@ def check_imports(folder):
         try:
             importlib.import_module(name)
             found[name] = "imported"
-        except ModuleNotFoundError as error:  # noqa: PERF203
+        except ModuleNotFoundError as error:
             inside = (error.name or "").split(".")[0] in ("llava", "trl")
             found[name] = f"ModuleNotFoundError: {error}" if inside else f"lacks {error.name}"
         except Exception as error:
@@ -248,7 +248,7 @@ def numbers_of(family, folder):
         }.items():  # fmt: skip
             try:
                 result[name] = run()
-            except (AttributeError, TypeError) as error:  # noqa: PERF203
+            except (AttributeError, TypeError) as error:
                 result[name] = f"{type(error).__name__}: {error}"
     return result
 
@@ -265,7 +265,7 @@ def main(folder, output, *names):
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 results[name] = {"value": CHECKS[name](folder)}
-        except Exception:  # noqa: PERF203
+        except Exception:
             results[name] = {"error": traceback.format_exc()}
     Path(output).write_text(json.dumps(results))
 

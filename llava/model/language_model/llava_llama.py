@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IGNORE_INDEX
-from llava.imagechain.compat import accepted, without_load_report
+from llava.imagechain.compat import accepted, with_old_config_keys, without_load_report
 from llava.imagechain.vision import complete_vision_tower, portable_tower_name
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
@@ -38,8 +38,8 @@ class LlavaConfig(LlamaConfig):
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as JSON values."""
-        values = super().to_dict()
+        """Return the config as JSON values, also under the names that transformers 4 reads."""
+        values = with_old_config_keys(super().to_dict())
         values.pop("checkpoint_dir", None)
         return values
 
