@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +35,26 @@ def read_tensors(path: Path | str, keep: Callable[[str], bool] = lambda name: Tr
     return tensors
 
 
+def check_weights(path: Path | str) -> None:
+    """Look at a weight file, or at those of a checkpoint folder, without keeping a tensor in memory.
+
+    Raises:
+        FileNotFoundError: The folder holds no weight file, or a shard is missing; all missing ones are named.
+        ValueError: A file is damaged, or a `.bin` file holds anything else than named tensors.
+    """
+    files = _weight_files(Path(path))
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(
+            f"{path}: {len(missing)} of {len(files)} weight files are missing ({', '.join(missing[:5])}); copy the "
+            "checkpoint folder again."
+        )
+    for file in files:
+        if file.suffix == ".safetensors":
+            _read_safetensors(file, lambda name: False)
+        else:
+            _read_bin(file, lambda name: False, mapped=zipfile.is_zipfile(file))
+
+
 def _weight_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
@@ -46,17 +68,21 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _read_safetensors(file: Path, keep: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(file), framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys() if keep(name)}  # noqa: SIM118
-
-
-def _read_bin(file: Path, keep: Callable[[str], bool]) -> dict[str, torch.Tensor]:
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        with safe_open(str(file), framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys() if keep(name)}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); copy it again.") from error
+
+
+def _read_bin(file: Path, keep: Callable[[str], bool], *, mapped: bool = False) -> dict[str, torch.Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        named = re.search(r"Unsupported (?:global: GLOBAL|class|operand) (\S+)", str(error))
+        reason = f"it holds {named[1]}" if named else f"{type(error).__name__} while reading"
         raise ValueError(
             f"{file} is refused: it could not be read as tensors only ({reason}). Files with other contents can run "
             "code when opened; ask for a .safetensors file."

@@ -19,7 +19,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.imagechain.compat import DTYPE_KEYWORD, as_dtype, attention_implementation
 from llava.imagechain.files import read_json
 from llava.imagechain.vision import complete_vision_tower
-from llava.imagechain.weights import read_tensors
+from llava.imagechain.weights import check_weights, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ def load_pretrained_model(
         attn_implementation: flash attention falls back to sdpa where it is not installed.
         customized_config: A config object in place of the folder's.
         overwrite_config: Config keys to set before loading.
-        **kwargs: `multimodal` True or False overrides the name; the rest goes to `from_pretrained`.
+        **kwargs: `multimodal` True or False overrides the name; `merge_adapter` False leaves an adapter beside the
+            weights, in peft's model; the rest goes to `from_pretrained`.
 
     Returns:
         (tokenizer, model in evaluation mode, image processor or None, context length).
@@ -73,7 +74,7 @@ def load_pretrained_model(
         ValueError: Weights are missing everywhere (the message names them), or a file is refused.
     """
     settings = _load_settings(load_8bit, load_4bit, device_map, torch_dtype, attn_implementation) | kwargs
-    multimodal = settings.pop("multimodal", None)
+    multimodal, merge_adapter = settings.pop("multimodal", None), settings.pop("merge_adapter", True)
     if multimodal is None:
         multimodal = "llava" in model_name.lower() or _model_type(model_path).startswith("llava")
     if not multimodal:
@@ -95,20 +96,21 @@ def load_pretrained_model(
     config = customized_config or config_class.from_pretrained(model_path)
     for name, value in (overwrite_config or {}).items():
         setattr(config, name, value)
+    if not getattr(config, "mm_vision_tower", None):
+        raise ValueError(f"{model_path}: config.json names no mm_vision_tower; a LLaVA model was wanted.")
     tokenizer = _load_tokenizer(model_path, model_base)
     weights = model_base or model_path
+    _check_files(weights, model_path if adapter else None)
     model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **settings)
     missing = set(complete_vision_tower(model, info["missing_keys"]))
     if model_base is not None:
         extra = _extra_tensors(model_path, adapted=adapter is not None)
         missing -= load_extra_tensors(model, extra)
         if adapter is not None:
-            model = _merged(model, model_path)
+            model = _adapted(model, model_path, merge=merge_adapter)
     _refuse_missing(missing, model_path)
     _add_image_tokens(model, tokenizer)
     tower = model.get_vision_tower()
-    if tower is None:
-        raise ValueError(f"{model_path}: config.json names no mm_vision_tower; a LLaVA model was wanted.")
     if not tower.is_loaded:
         tower.load_model(device_map=device_map)
     tower.to(device=model.device, dtype=model.dtype)
@@ -172,14 +174,28 @@ def _load_settings(
 
 
 def _load_language_model(model_path: str, model_base: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:
+    _check_files(model_base or model_path, model_path if model_base else None)
     model = AutoModelForCausalLM.from_pretrained(model_base or model_path, **settings)
-    return (_merged(model, model_path) if model_base else model), _load_tokenizer(model_path, model_base)
+    return (_adapted(model, model_path) if model_base else model), _load_tokenizer(model_path, model_base)
 
 
-def _merged(model: Any, adapter_path: str) -> Any:
+def _adapted(model: Any, adapter_path: str, *, merge: bool = True) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter_path).merge_and_unload()
+    adapted = PeftModel.from_pretrained(model, adapter_path)
+    return adapted.merge_and_unload() if merge else adapted
+
+
+def _check_files(weights: str, adapter_path: str | None) -> None:
+    """Refuse local folders with missing, damaged or harmful weight files before the library opens one."""
+    if Path(weights).is_dir():
+        check_weights(weights)
+    if adapter_path and Path(adapter_path).is_dir():
+        names = ("adapter_model.safetensors", "adapter_model.bin")
+        found = [file for name in names if (file := Path(adapter_path) / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"{adapter_path} holds an adapter's config, but neither {' nor '.join(names)}.")
+        check_weights(found[0])
 
 
 def _classes(model_path: str, model_name: str) -> tuple[Any, Any]:
@@ -218,7 +234,26 @@ def _beside(folder: str, name: str | None) -> str | None:
 def _load_tokenizer(model_path: str, model_base: str | None) -> Any:
     own = any((Path(model_path) / name).is_file() for name in _TOKENIZER_FILES)
     source = model_path if own or model_base is None else model_base
-    return AutoTokenizer.from_pretrained(source, use_fast=False)
+    return load_tokenizer(source)
+
+
+def load_tokenizer(source: str) -> Any:
+    """Load the tokenizer of a model folder or hub name.
+
+    Raises:
+        FileNotFoundError: The folder lacks the vocabulary (the library would make a tokenizer without words of it).
+        ValueError: The tokenizer's files cannot be read.
+    """
+    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(
+            f"{source} holds none of {', '.join(_TOKENIZER_FILES)}: the tokenizer has no vocabulary. Copy the "
+            "tokenizer files of the base model into the folder."
+        )
+    try:
+        return AutoTokenizer.from_pretrained(source, use_fast=False)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{source}: the tokenizer's files cannot be read ({reason}); copy them again.") from error
 
 
 def _extra_tensors(model_path: str, *, adapted: bool) -> dict[str, torch.Tensor]:

@@ -1,0 +1,129 @@
+"""Damaged, incomplete and harmful checkpoint folders: each is refused by name, before or instead of a wrong model."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava.model.builder import load_pretrained_model
+
+
+def load(folder, base=None):
+    return load_pretrained_model(
+        str(folder), base and str(base), "llava_llama", device_map="cpu", torch_dtype="float32", multimodal=True
+    )
+
+
+def write_shards(folder):
+    """Turn a folder's weight file into two shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, weight_map = sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(part, file))
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_bin(folder, tensors):
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+
+
+class Payload:
+    """Runs code when unpickled."""
+
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_a_missing_shard_is_named(copy_of_tiny_llava):
+    folder = copy_of_tiny_llava.full
+    write_shards(folder)
+    load(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 weight files are missing \(model-00002-of-00002"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_a_file_that_was_cut_off_is_named(copy_of_tiny_llava, name):
+    file = next((copy_of_tiny_llava.root / name).glob("*model.safetensors"))
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+        load(copy_of_tiny_llava.root / name)
+
+
+def test_a_tokenizer_folder_without_its_vocabulary_is_refused(copy_of_tiny_llava):
+    (copy_of_tiny_llava.full / "tokenizer.model").unlink()
+    with pytest.raises(FileNotFoundError, match=r"none of tokenizer\.model.*no vocabulary"):
+        load(copy_of_tiny_llava.full)
+
+
+def test_a_vocabulary_that_is_no_sentencepiece_model_is_refused(copy_of_tiny_llava):
+    (copy_of_tiny_llava.full / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="tokenizer's files cannot be read"):
+        load(copy_of_tiny_llava.full)
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "projector"])
+def test_a_config_without_a_vision_tower_is_refused(copy_of_tiny_llava, name):
+    folder = copy_of_tiny_llava.root / name
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "mm_vision_tower": None}))
+    with pytest.raises(ValueError, match="names no mm_vision_tower"):
+        load(folder, None if name == "full" else copy_of_tiny_llava.plain)
+
+
+def test_a_bin_file_with_code_in_it_is_refused_and_nothing_runs(copy_of_tiny_llava, capsys):
+    folder = copy_of_tiny_llava.full
+    tensors = load_file(folder / "model.safetensors")
+    write_bin(folder, {**tensors, "x": Payload()})
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is refused.*it holds"):
+        load(folder)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Payload()}))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is refused"):
+        load(folder)
+    assert "must never run" not in capsys.readouterr().out
+
+
+def test_a_bin_file_with_more_than_tensors_is_refused(copy_of_tiny_llava):
+    folder = copy_of_tiny_llava.full
+    tensors = load_file(folder / "model.safetensors")
+    write_bin(folder, {**tensors, "epoch": 3})
+    with pytest.raises(ValueError, match="named tensors were wanted, found dict with other values"):
+        load(folder)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert torch.equal(load(folder)[1].state_dict()["lm_head.weight"], tensors["lm_head.weight"])
+
+
+def test_an_adapter_without_weights_is_refused(copy_of_tiny_llava):
+    (copy_of_tiny_llava.lora / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="neither adapter_model"):
+        load(copy_of_tiny_llava.lora)
+
+
+def test_a_folder_without_weights_is_refused(copy_of_tiny_llava):
+    (copy_of_tiny_llava.full / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        load(copy_of_tiny_llava.full)
+
+
+def test_an_adapter_can_stay_beside_its_base(tiny_llava):
+    ids, frame = torch.tensor([[1, 40, -200, 41]]), torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0))
+    merged = load(tiny_llava.lora)[1]
+    beside = load_pretrained_model(
+        str(tiny_llava.lora), None, "llava_llama", device_map="cpu", torch_dtype="float32", merge_adapter=False
+    )[1]
+    assert hasattr(beside, "peft_config") and not hasattr(merged, "peft_config")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            beside(input_ids=ids, images=[frame]).logits,
+            merged(input_ids=ids, images=[frame]).logits,
+            rtol=1e-4, atol=1e-4,
+        )  # fmt: skip
