@@ -148,11 +148,15 @@ def generate(
         readable = [(examples.plans[i], found) for i, found in loaded if not isinstance(found, str)]
         answers = answer_batch(model, tokenizer, [found for _, found in readable], max_new_tokens) if readable else []
         yield unreadable + [
-            Generated(
-                plan=plan, text=clean_prediction(tokenizer.decode(ids, skip_special_tokens=True)), new_tokens=len(ids)
-            )
+            Generated(plan=plan, text=_text(tokenizer, ids), new_tokens=len(ids))
             for (plan, _), ids in zip(readable, answers, strict=True)
         ]
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the answer's text; a model may have more rows than its tokenizer has words, and slow ones refuse those."""
+    known = [token for token in ids if token < len(tokenizer)]
+    return clean_prediction(tokenizer.decode(known, skip_special_tokens=True))
 
 
 @torch.inference_mode()
