@@ -250,6 +250,16 @@ def complete_vision_tower(model: Any, missing_keys: Collection[str]) -> list[str
     return [name for name in missing_keys if not name.startswith(prefix)]
 
 
+def name_in_files(name: str) -> str:
+    """Return the name under which files keep a tensor of a LLaVA model with a CLIP tower.
+
+    transformers 5 leaves a level of the tower's names out; files with it open in every library version.
+    """
+    prefix = "model.vision_tower.vision_tower."
+    rest = name.removeprefix(prefix)
+    return name if rest == name or rest.startswith("vision_model.") else f"{prefix}vision_model.{rest}"
+
+
 def encode_frames(tower: Any, frames: torch.Tensor, frames_per_call: int | None = None) -> torch.Tensor:
     """Run the tower over all frames of a batch, every process making the same number of calls.
 

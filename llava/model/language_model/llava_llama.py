@@ -5,6 +5,7 @@ Shape letters: B rows, L positions, D embedding size, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IGNORE_INDEX
 from llava.imagechain.compat import accepted, with_old_config_keys, without_load_report
-from llava.imagechain.vision import complete_vision_tower, portable_tower_name
+from llava.imagechain.vision import CLIPVisionTower, complete_vision_tower, name_in_files, portable_tower_name
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,16 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         if info["missing_keys"] and not with_info:
             logger.warning("Not in the checkpoint, still at random values: %s", ", ".join(sorted(info["missing_keys"])))
         return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write the model folder, its tensors under the names that every library version reads."""
+        if isinstance(self.get_vision_tower(), CLIPVisionTower) and len(args) < 2:
+            state = kwargs.pop("state_dict", None)
+            state = self.state_dict() if state is None else state
+            kwargs["state_dict"] = {name_in_files(name): tensor for name, tensor in state.items()}
+            if "save_original_format" in inspect.signature(super().save_pretrained).parameters:
+                kwargs["save_original_format"] = False  # the library renames only what it renamed while loading
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_model(self) -> LlavaLlamaModel:
         """Return the body."""
