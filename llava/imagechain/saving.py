@@ -1,0 +1,121 @@
+"""Whole model folders, written at once or not at all, and the check that what was written computes the same.
+
+Shape letters: L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava.imagechain.config import ConfigError
+from llava.imagechain.files import inside, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+# Largest difference of logits, relative to the largest logit, between two ways of computing the same model.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+PROBE_TEXT = ("A chat. USER: What is happening in the first scene? ", "\nA man opens a door. ", "\nAnd now? ASSISTANT:")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its place on success and is removed on error.
+
+    Raises:
+        ConfigError: The folder exists, is not empty and may not be overwritten.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}-"))
+    old = temporary.with_name(temporary.name + "-old")
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise a ConfigError when a folder that holds something would be replaced without having been told to."""
+    if path.is_file() or (path.is_dir() and not overwrite and any(path.iterdir())):
+        raise ConfigError(f"{path} exists; --overwrite replaces it, or give another folder")
+
+
+def find_base(checkpoint: Path, base: Path | None) -> Path:
+    """Return the base model's folder of a LoRA folder: the given one, or the one the adapter names.
+
+    Raises:
+        ConfigError: It is not there, or not a whole model.
+    """
+    named = str(read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path") or "")
+    tried = [base] if base else [checkpoint / named, Path(named)] if named else []
+    found = next((folder for folder in tried if (folder / "config.json").is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"the base model of {checkpoint} is missing ({', '.join(map(str, tried)) or 'the adapter names none'}); "
+            "give its folder with --base"
+        )
+    if (found / "adapter_config.json").is_file():
+        raise ConfigError(f"the base {found} is an adapter itself; merge that one first, then give the merged folder")
+    return found.resolve()
+
+
+def copy_training_manifest(checkpoint: Path, output_dir: Path) -> None:
+    """Copy the training run's run.json (of a checkpoint-N: the one above it); predictions read the variant there."""
+    folders = [checkpoint, *([checkpoint.parent] if checkpoint.name.startswith("checkpoint-") else [])]
+    if source := next((folder for folder in folders if (folder / "run.json").is_file()), None):
+        shutil.copyfile(source / "run.json", inside(output_dir, "run.json"))
+
+
+def probe_pixels(tower: Any) -> torch.Tensor:
+    """Return two images (2, 3, H, W) of random pixels in the range of the image processor's output."""
+    import torch
+
+    return torch.randn(2, 3, tower.image_size, tower.image_size, generator=torch.Generator().manual_seed(0))
+
+
+def probe_ids(tokenizer: Any) -> torch.Tensor:
+    """Return a prompt (1, L) with two image marks."""
+    from llava.mm_utils import tokenizer_image_token
+
+    return tokenizer_image_token("<image>".join(PROBE_TEXT), tokenizer, return_tensors="pt")[None]
+
+
+def probe_logits(model: Any, tokenizer: Any) -> torch.Tensor:
+    """Return a LLaVA model's logits (L, V) in float32 on the probe: two scenes of one frame each."""
+    import torch
+
+    tower = model.get_vision_tower()
+    pixels = probe_pixels(tower).to(tower.device, tower.dtype)
+    scenes = [list(pixels.unsqueeze(1))]
+    with torch.inference_mode():
+        ids = probe_ids(tokenizer).to(model.device)
+        return model(input_ids=ids, images=scenes, modalities=["video-seq"]).logits[0].float().cpu()
+
+
+def relative_difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the largest difference of logits (L, V), relative to the largest wanted one; infinite for NaN.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if found.shape != wanted.shape:
+        raise ValueError(f"Logits of shape {tuple(found.shape)} were found, {tuple(wanted.shape)} wanted.")
+    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    return difference if difference == difference else float("inf")
+
+
+def same_folder(first: Path, second: Path) -> bool:
+    """Tell whether two paths name one folder, whether or not it exists."""
+    return os.path.realpath(first) == os.path.realpath(second)
