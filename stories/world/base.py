@@ -74,8 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if _is_finished(config):
         logger.info("%s is trained already; --overwrite starts anew", config.output_dir)
         return 0
-    with run_manifest(config.output_dir, config=to_json(config)) as run:
-        run.record(**train_base(config))
+    try:
+        with run_manifest(config.output_dir, config=to_json(config)) as run:
+            run.record(**train_base(config))
+    except KeyboardInterrupt:
+        logger.info("Stopped. The same command goes on from the last minute's state.")
+        return 130
     logger.info("The base model is in %s", config.output_dir)
     return 0
 

@@ -12,6 +12,7 @@ import bisect
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -68,8 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{len(plans)} videos, {2 * len(plans)} stories, {seconds:.0f} s of video would go to {config.output_dir}"
         )
         return 0
-    with run_manifest(config.output_dir, config=to_json(config)) as run:
-        run.record(**make_world(config))
+    try:
+        with run_manifest(config.output_dir, config=to_json(config)) as run:
+            run.record(**make_world(config))
+    except KeyboardInterrupt:
+        logging.info("Stopped. The same command goes on from here.")
+        return 130
     logging.info("%d videos and %d stories are in %s", config.num_videos, 2 * config.num_videos, config.output_dir)
     return 0
 
@@ -108,7 +113,8 @@ def make_world(config: MakeConfig) -> dict[str, int]:
     missing = [plan for plan in plans if not _video_path(videos_dir, plan).is_file()]
     jobs = [(plan, _video_path(videos_dir, plan), config.frame_size) for plan in missing]
     workers = min(config.num_workers or os.cpu_count() or 1, max(1, len(jobs)))
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_parent) as pool:
         done = pool.map(_render_job, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
         try:
             for _ in tqdm(done, total=len(jobs), desc="rendering", unit="video", mininterval=_interval()):
@@ -144,6 +150,10 @@ def write_annotations(output_dir: Path, plans: Sequence[PlannedVideo]) -> None:
             for actor in range(2)
         ),
     )
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render_job(job: tuple[PlannedVideo, Path, int]) -> None:
