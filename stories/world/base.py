@@ -43,7 +43,7 @@ class BaseConfig:
     tower_steps: int = option(1000, help="steps of the vision tower's training")
     tower_batch_size: int = option(64, help="frames a step of the tower")
     tower_learning_rate: float = option(1.5e-3, help="peak rate of the tower")
-    steps: int = option(1500, help="steps of the captioner's training")
+    steps: int = option(1200, help="steps of the captioner's training")
     batch_size: int = option(24, help="frames a step of the captioner")
     learning_rate: float = option(1.5e-3, help="peak rate of projector and language model")
     image_size: int = option(64, help="side of the tower's input, pixels")
