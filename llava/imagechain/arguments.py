@@ -17,6 +17,7 @@ import transformers
 from llava.imagechain.config import ConfigError, _read_yaml, nearest
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
+from llava.imagechain.distributed import deepspeed_problems, start_deepspeed_on_cpu
 from llava.imagechain.features import DTYPES
 from llava.imagechain.files import read_json
 from llava.imagechain.labels import LOSS_ON
@@ -154,6 +155,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", ["true"])
         merged.setdefault("dataloader_pin_memory", ["false"])
+    if merged.get("deepspeed") and not problems:
+        problems += deepspeed_problems(merged["deepspeed"][0])
+        if problems:  # the other processes stop for the same reason
+            raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
+        start_deepspeed_on_cpu()
     words = [word for key, value in merged.items() for word in (f"--{key}", *value)]
     try:
         values = parser.parse_args_into_dataclasses(words if "output_dir" in merged else ["--output_dir", "", *words])

@@ -131,10 +131,14 @@ def load_named(model: torch.nn.Module, tensors: dict[str, torch.Tensor], *, sour
 
 
 def trainable_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the trained tensors on the CPU, whole; with ZeRO-3 every process has to call it."""
+    """Return the trained tensors on the CPU, whole; with ZeRO-3 every process has to call it.
+
+    Without LoRA the whole model is saved: tensors that ZeRO-3 has partitioned are then here even when they are frozen.
+    """
+    adapted = hasattr(model, "peft_config")
     state = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad or (hasattr(parameter, "ds_id") and not adapted):
             with gathered([parameter]):
                 state[name] = parameter.detach().cpu().clone()
     return state

@@ -1,0 +1,55 @@
+"""Several processes on one model: DeepSpeed's start on machines without a GPU, whole tensors from partitioned ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+
+def deepspeed_problems(config: str) -> list[str]:
+    """Return what keeps a DeepSpeed run from starting, told before the processes wait for each other.
+
+    Args:
+        config: Path of the DeepSpeed config.
+    """
+    problems = []
+    if importlib.util.find_spec("deepspeed") is None:
+        problems.append("deepspeed: the package is not installed; bash scripts/setup.sh train deepspeed")
+    elif not torch.cuda.is_available() and _world_size() > 1 and shutil.which("ninja") is None:
+        problems.append("deepspeed: without a GPU it compiles its communication and needs ninja on the PATH")
+    if "RANK" not in os.environ:
+        problems.append(
+            "deepspeed: started without a launcher; use NUM_GPUS=1 bash scripts/train/imagechain.sh or "
+            "python -m torch.distributed.run --nproc_per_node 1 -m llava.train.train ..."
+        )
+    if not Path(config).is_file():
+        problems.append(f"deepspeed: {config} is not a file; configs/deepspeed holds three to choose from")
+    return problems
+
+
+def start_deepspeed_on_cpu() -> None:
+    """Start DeepSpeed's process group where there is no GPU; with one, the library does it.
+
+    Has to come before TrainingArguments: they start torch's group alone, and DeepSpeed would see one process.
+    """
+    if torch.cuda.is_available():
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+
+
+def zero3_is_on() -> bool:
+    """Say whether parameters are partitioned over the processes (TrainingArguments with a ZeRO-3 config exist)."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return bool(is_deepspeed_zero3_enabled())
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
