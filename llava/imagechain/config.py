@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -18,7 +19,12 @@ Config = TypeVar("Config")
 
 
 def option(
-    default: Any = dataclasses.MISSING, *, help: str, choices: Sequence[Any] | None = None, flag: str | None = None
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    choices: Sequence[Any] | None = None,
+    flag: str | None = None,
+    minimum: float | None = None,
 ) -> Any:
     """Declare one setting of a config dataclass.
 
@@ -27,11 +33,12 @@ def option(
         help: One line with the unit.
         choices: The allowed values.
         flag: Another command-line name, without dashes (`output_dir` is `--output-dir` by itself).
+        minimum: The least allowed number.
 
     Returns:
         A dataclass field.
     """
-    metadata = {"help": help, "choices": tuple(choices) if choices else None, "flag": flag}
+    metadata = {"help": help, "choices": tuple(choices) if choices else None, "flag": flag, "minimum": minimum}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -87,6 +94,7 @@ def build_config(config_class: type[Config], layers: Sequence[dict[str, Any]], *
         try:
             values[name] = _convert(value, hints[name], parse_text)
             _check_choices(values[name], fields[name].metadata.get("choices"))
+            _check_minimum(values[name], fields[name].metadata.get("minimum"))
         except ValueError as error:
             problems.append(f"{name}: {error}")
             values.setdefault(name, None)
@@ -115,6 +123,11 @@ def _check_choices(value: Any, choices: Sequence[Any] | None) -> None:
     for item in value if isinstance(value, list) else [value]:
         if choices and item is not None and item not in choices:
             raise ValueError(f"unknown value {item!r}{nearest(str(item), [str(choice) for choice in choices])}")
+
+
+def _check_minimum(value: Any, minimum: float | None) -> None:
+    if minimum is not None and value is not None and value < minimum:
+        raise ValueError(f"at least {minimum:g} was wanted, found {value}")
 
 
 def _flag(field: dataclasses.Field[Any]) -> str:
@@ -184,12 +197,16 @@ def _convert_one(value: Any, kind: type) -> Any:
             number = float(value) if not isinstance(value, bool) else None
         except (TypeError, ValueError):
             number = None
-        if number is None or (kind is int and number != int(number)):
+        if number is None or not math.isfinite(number) or (kind is int and number != int(number)):
             raise ValueError(f"{'a whole number' if kind is int else 'a number'} was wanted, found {value!r}")
         return int(number) if kind is int else number
     if kind is Path:
+        if not isinstance(value, (str, Path)) or value == "":
+            raise ValueError(f"a path was wanted, found {value!r}")
         return Path(value).expanduser()
     if kind is str:
+        if isinstance(value, (dict, list)):
+            raise ValueError(f"text was wanted, found {value!r}")
         return str(value)
     return value
 
@@ -199,7 +216,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
     if loaded is None:
         return {}

@@ -15,7 +15,7 @@ class Settings:
     epochs: int = option(3, help="passes")
     variant: str = option("imagechain", help="variant", choices=("imagechain", "final_scene"))
     roots: list[Path] = option([], help="folders")
-    limit: int | None = option(None, help="stories")
+    limit: int | None = option(None, help="stories", minimum=1)
     resume: bool = option(True, help="continue")
 
 
@@ -67,3 +67,27 @@ def test_a_broken_config_file_is_named(tmp_path, capsys, text):
     with pytest.raises(SystemExit):
         parse("--config", str(tmp_path / "bad.yaml"))
     assert "bad.yaml" in capsys.readouterr().err
+
+
+def test_a_binary_config_file_is_named(tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_bytes(b"\xc7\xff\x00")
+    with pytest.raises(SystemExit):
+        parse("--config", str(tmp_path / "bad.yaml"))
+    assert "bad.yaml is not valid YAML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("limit", "0", "at least 1 was wanted, found 0"),
+        ("limit", "-1", "at least 1 was wanted, found -1"),
+        ("epochs", "inf", "a whole number was wanted, found 'inf'"),
+        ("rate", "nan", "a number was wanted, found 'nan'"),
+        ("stories", "", "a path was wanted, found ''"),  # an unset shell variable must not mean the working folder
+        ("stories", ["a"], "a path was wanted"),
+        ("variant", ["imagechain"], "text was wanted"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(setting, value, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config(Settings, [{"stories": "x", setting: value}])
