@@ -24,7 +24,7 @@ from llava.imagechain.files import read_json, sha256_file, sha256_json, write_js
 from llava.imagechain.manifest import run_manifest
 from stories.frames.annotations import AnnotationError, Skipped, StoryAnnotation, read_annotations
 from stories.frames.budget import frame_times
-from stories.frames.dataset import BuildError, first_reason, write_dataset
+from stories.frames.dataset import BuildError, first_reason, foreign_output, write_dataset
 from stories.frames.decoders import check_decoder
 from stories.frames.locate import VideoFinder, VideoRefusedError
 from stories.frames.report import PlannedStory, describe, make_report
@@ -134,6 +134,8 @@ def _checked(config: BuildConfig) -> BuildConfig:
     problems = []
     if config.output is None and not config.dry_run:
         problems.append("--output is required")
+    if config.output is not None and (problem := foreign_output(config.output)):
+        problems.append(problem)
     if not config.videos and not config.dry_run:
         problems.append("--videos is required")
     problems += [

@@ -17,6 +17,7 @@ from stories.frames.report import PlannedStory, describe, make_report
 from stories.frames.store import read_frames, replace_folder, write_table
 
 logger = logging.getLogger("storyframes")
+MADE_BY = "Made by `scripts/storyframes/build.sh`."
 
 
 class BuildError(Exception):
@@ -68,6 +69,7 @@ def write_dataset(
             if rows:
                 write_table(staging / bucket / folder, rows)
                 globs[name].append(f"{bucket}/{folder}/data-*.arrow")
+    (output / "build_report.json").unlink(missing_ok=True)  # says that the folder is whole; until then it is not
     for bucket in BUCKETS:
         if (staging / bucket).exists():
             replace_folder(staging / bucket, output / bucket)
@@ -96,7 +98,17 @@ def _card(globs: dict[str, list[str]], report: dict[str, Any]) -> str:
             lines += [f"  - split: {name}", "    path:", *[f"    - {pattern}" for pattern in patterns]]
     head = "\n".join([*lines, "---"])
     table = describe(report)
-    return f"{head}\n# StoryFrames\n\nMade by `scripts/storyframes/build.sh`.\n\n```\n{table}\n```\n"
+    return f"{head}\n# StoryFrames\n\n{MADE_BY}\n\n```\n{table}\n```\n"
+
+
+def foreign_output(output: Path) -> str | None:
+    """Say why a dataset must not be written to a path: it is no folder, or holds what something else made."""
+    if output.exists() and not output.is_dir():
+        return f"--output: a folder was wanted, {output} is a file"
+    readme = output / "README.md"
+    if readme.is_file() and MADE_BY not in readme.read_text(encoding="utf-8", errors="replace"):
+        return f"--output: {output} holds a README.md of something else; choose a folder of its own for the dataset"
+    return None
 
 
 def first_reason(skipped: Sequence[Skipped]) -> str:

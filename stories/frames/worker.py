@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def _start(function: Callable[[Any], Any]) -> _Worker:
     process = context.Process(target=_serve, args=(function, theirs), daemon=True)
     # The child inherits the blocked signals: Ctrl-C and a scheduler's SIGTERM reach the whole process group, but only
     # the parent is to act on them, else a story would be noted as crashed.
+    resource_tracker.ensure_running()  # started with the first process otherwise, it would unblock the signals again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     process.start()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -316,6 +316,20 @@ def test_wrong_settings_are_named_together(tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
+def test_an_output_that_belongs_to_something_else_is_refused_and_stays(annotations: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# mine\n")
+    (tmp_path / "file").write_text("mine\n")
+    for output, message in (
+        (tmp_path, "README.md of something else"),
+        (tmp_path / "file", "is a file"),
+        ("", "a path"),
+    ):
+        done = build("--annotations", annotations, "--videos", tmp_path, "--output", output)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "file"]
+    assert (tmp_path / "README.md").read_text() == "# mine\n"
+
+
 def test_a_dry_run_counts_without_videos_and_writes_nothing(annotations: Path, tmp_path: Path) -> None:
     done = build("--annotations", annotations, "--output", tmp_path / "o", "--dry-run")
     report = json.loads(done.stdout)

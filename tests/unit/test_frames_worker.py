@@ -2,6 +2,8 @@
 
 import builtins
 import math
+import subprocess
+import sys
 import time
 
 import pytest
@@ -36,3 +38,13 @@ def test_a_fault_in_the_function_stops_the_run() -> None:
 def test_workers_ignore_ctrl_c_and_a_schedulers_sigterm() -> None:
     job = "[__import__('os').kill(__import__('os').getpid(), number) for number in (2, 15)] and 'alive'"
     assert dict(run_jobs(builtins.eval, [job], 1, 60)) == {0: "alive"}
+
+
+def test_the_first_worker_of_a_process_ignores_them_too() -> None:
+    code = (  # in a new process: Python unblocks the signals when it starts its helper process, with the first worker
+        "import builtins\nfrom stories.frames.worker import run_jobs\nif __name__ == '__main__':\n"
+        "    job = \"__import__('os').kill(__import__('os').getpid(), 2) or 'alive'\"\n"
+        "    assert dict(run_jobs(builtins.eval, [job], 1, 60)) == {0: 'alive'}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
