@@ -118,7 +118,7 @@ def story_from_row(row: dict[str, Any]) -> Story:
             raise ValueError(f"Story {row['story_id']}: scene {number + 1} holds no frame.")
         scenes.append(
             Scene(
-                description=clean_text(row["sentence_parts"][number]),
+                description=clean_text(row["sentence_parts"][number] or ""),
                 start_s=row["start_times"][number],
                 end_s=row["end_times"][number],
                 frame_times_s=tuple(times[number]),
@@ -171,7 +171,7 @@ class StoryFrames(Sequence[Story]):
     def texts(self) -> list[list[str]]:
         """Return the cleaned scene descriptions of each story, without reading any frame."""
         column = self.table.select_columns(["sentence_parts"])["sentence_parts"]
-        return [[clean_text(text) for text in story] for story in column]
+        return [[clean_text(text or "") for text in story] for story in column]
 
 
 def load_stories(source: Path | str, split: str, context: str | None = None) -> StoryFrames:
@@ -194,10 +194,10 @@ def load_stories(source: Path | str, split: str, context: str | None = None) -> 
         raise ValueError(f"context: one of {', '.join(CONTEXTS)} was wanted, found {context!r}.")
     path = Path(source).expanduser()
     if (path / "state.json").is_file():
-        tables = [datasets.load_from_disk(str(path))]
+        tables = [_read_table(path)]
     elif path.is_dir():
         folders = [path / name / SPLIT_FOLDERS[split] for name in BUCKETS if _overlaps(name, context)]
-        tables = [datasets.load_from_disk(str(folder)) for folder in folders if (folder / "state.json").is_file()]
+        tables = [_read_table(folder) for folder in folders if (folder / "state.json").is_file()]
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.exists() and str(source) == HUB_DATASET:
         tables = [datasets.load_dataset(str(source), split=split)]
     else:
@@ -212,6 +212,18 @@ def load_stories(source: Path | str, split: str, context: str | None = None) -> 
     if not len(stories):
         raise ValueError(f"{source} holds no {split} stories of context {context}.")
     return stories
+
+
+def _read_table(folder: Path) -> datasets.Dataset:
+    import datasets
+
+    try:
+        table = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); build or copy it again.") from error
+    if missing := sorted(set(storyframes_features()) - set(table.column_names)):
+        raise ValueError(f"{folder} is no StoryFrames table: it lacks {', '.join(missing)}.")
+    return table
 
 
 def _overlaps(bucket: str, context: str | None) -> bool:

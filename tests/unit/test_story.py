@@ -113,3 +113,16 @@ def test_white_space_of_annotations_is_collapsed():
     assert [bucket_of(n) for n in (1, 2, 3, 4, 7, 8, 14)] == [
         "scene_1", "scene_2", "scene_3", "scene_4_7", "scene_4_7", "scene_8_plus", "scene_8_plus",
     ]  # fmt: skip
+
+
+def test_a_table_of_something_else_is_refused_by_name(tmp_path):
+    datasets.Dataset.from_dict({"story_id": ["a"]}).save_to_disk(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other is no StoryFrames table: it lacks background_description"):
+        load_stories(tmp_path / "other", "train")
+
+
+def test_a_cut_table_is_refused_by_name(folder):
+    data = next((folder / "scene_3" / "train").glob("data-*.arrow"))
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"scene_3.train is damaged"):
+        load_stories(folder, "train")
