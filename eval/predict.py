@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from eval.controls import edit_of
-from eval.predict_job import Job, PredictConfig, prepare
+from eval.predict_job import Job, PredictConfig, prepare, usable_rows
 from llava.imagechain.config import ConfigError, parse_config, to_json
-from llava.imagechain.files import JsonlAppender, read_jsonl, write_jsonl
+from llava.imagechain.files import JsonlAppender, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def predict(job: Job, run: Run) -> int:
     seconds = time.time() - started
     write_jsonl(config.output_dir / "skipped.jsonl", skipped)
     order = {story_id: number for number, story_id in enumerate(job.stories.ids)}
-    rows = sorted(read_jsonl(job.path), key=lambda row: order.get(row["id"], len(order)))
+    rows = sorted(usable_rows(job.path).values(), key=lambda row: order.get(row["id"], len(order)))
     write_jsonl(job.path, rows)
     predicted = len(pending) - sum(row["id"] in {examples.plans[i].story_id for i in pending} for row in skipped)
     run.record(
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.dry_run:
             show_plan(job)
             return 0
-        if set(job.chosen.ids) <= job.done.keys() | job.skipped:
+        if job.finished and set(job.chosen.ids) <= job.done.keys() | job.skipped:
             logger.info("%s: all stories are predicted already -> %s", job.variant.title, job.path)
             return 0
         if config.overwrite:

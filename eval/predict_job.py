@@ -34,7 +34,9 @@ class PredictConfig:
     control: str = option("none", help="spoil the stories on purpose, see eval/controls.py", choices=CONTROLS)
     batch_size: int = option(8, help="stories per batch")
     max_new_tokens: int = option(128, help="most tokens of an answer")
-    max_length: int | None = option(None, help="most positions of prompt and answer; by default what the model takes")
+    max_length: int | None = option(
+        None, help="most positions of prompt and answer; by default what the model takes", minimum=1
+    )
     overlength: str = option("drop_oldest", help="longer stories", choices=("drop_oldest", "skip"))
     conversation: str = option("vicuna_v1", help="conversation template of the model")
     imagechain_last_scene: str | None = option(
@@ -55,12 +57,14 @@ class PredictConfig:
     dtype: str | None = option(
         None, help="by default bfloat16 on a GPU, float32 else", choices=("float32", "bfloat16", "float16")
     )
-    frames_per_call: int | None = option(None, help="most frames in one call of the vision tower; by default all")
+    frames_per_call: int | None = option(
+        None, help="most frames in one call of the vision tower; by default all", minimum=1
+    )
     feature_cache: Path | None = option(None, help="folder of per-frame features, shared with training")
-    num_workers: int = option(0, help="processes that decode frames ahead")
-    max_skipped: float = option(0.05, help="largest share of stories that may be left out")
+    num_workers: int = option(0, help="processes that decode frames ahead", minimum=0)
+    max_skipped: float = option(0.05, help="largest share of stories that may be left out", minimum=0)
     seed: int = option(0, help="chooses demonstrations and what the controls do")
-    limit: int | None = option(None, help="only the first N stories")
+    limit: int | None = option(None, help="only the first N stories", minimum=1)
     resume: bool = option(True, help="keep the predictions that are already there")
     overwrite: bool = option(False, help="drop the predictions that are already there")
     dry_run: bool = option(False, help="say what would be done and stop; no weight is loaded")
@@ -78,6 +82,7 @@ class Job:
     identity: dict[str, Any]  # everything that decides the texts
     done: dict[str, Any]  # rows of an earlier run by story id
     skipped: set[str]  # stories that an earlier, finished run had to leave out
+    finished: bool  # the earlier run came to its end
 
     @property
     def chosen(self) -> StoryFrames:
@@ -134,10 +139,10 @@ def prepare(config: PredictConfig) -> Job:
         "base_sha256": fingerprint(base) if base else None,
         "stories_sha256": sha256_json([stories.ids, stories.texts()]),
     }
-    done, skipped = earlier_rows(config, identity)
+    done, skipped, finished = earlier_rows(config, identity)
     return Job(
         config=config, variant=variant, stories=stories, demonstrations=demonstrations, identity=identity,
-        trained=trained_with(config.checkpoint), done=done, skipped=skipped,
+        trained=trained_with(config.checkpoint), done=done, skipped=skipped, finished=finished,
     )  # fmt: skip
 
 
@@ -178,15 +183,24 @@ def trained_with(checkpoint: Path) -> dict[str, Any]:
     return {}
 
 
-def earlier_rows(config: PredictConfig, identity: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Return what an earlier run left: its rows by story id, and the stories that a finished run had to skip.
+def usable_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of a predictions file by story id; of several rows of a story the first counts."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in read_jsonl(path):
+        if isinstance(row.get("id"), str) and isinstance(row.get("prediction"), str):
+            rows.setdefault(row["id"], row)
+    return rows
+
+
+def earlier_rows(config: PredictConfig, identity: dict[str, Any]) -> tuple[dict[str, Any], set[str], bool]:
+    """Return what an earlier run left: its rows by story id, the stories that it had to skip, and whether it finished.
 
     Raises:
         ConfigError: They were made with other settings, or nothing tells with which.
     """
     path, manifest = config.output_dir / PREDICTIONS, config.output_dir / "run.json"
     if not path.is_file() or config.overwrite:
-        return {}, set()
+        return {}, set(), False
     if not config.resume:
         raise ConfigError(f"{path} exists; --overwrite drops it, --resume goes on with it")
     run = read_json(manifest) if manifest.is_file() else {}
@@ -204,6 +218,5 @@ def earlier_rows(config: PredictConfig, identity: dict[str, Any]) -> tuple[dict[
             "folder"
         )
     skipped = config.output_dir / "skipped.jsonl"
-    rows = {row["id"]: row for row in read_jsonl(path) if isinstance(row.get("id"), str)}
     finished = run.get("status") == "success" and skipped.is_file()
-    return rows, {str(row.get("id")) for row in read_jsonl(skipped)} if finished else set()
+    return usable_rows(path), {str(row.get("id")) for row in read_jsonl(skipped)} if finished else set(), finished

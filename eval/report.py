@@ -40,9 +40,9 @@ class ReportConfig:
     split: str = option("validation", help="split of the stories", choices=list(SPLIT_FOLDERS))
     train_context: str = option("c2_7", help="training context of the trained variants", choices=list(CONTEXTS))
     paper: bool = option(False, help="the stories are StoryFrames: show the paper's numbers beside ours")
-    max_stories: int = option(200, help="most stories shown, spread evenly over the numbers of scenes")
-    max_frames: int = option(4, help="most frames shown of a scene, spread evenly")
-    frame_size: int = option(192, help="longest side of a picture in pixels")
+    max_stories: int = option(200, help="most stories shown, spread evenly over the numbers of scenes", minimum=1)
+    max_frames: int = option(4, help="most frames shown of a scene, spread evenly", minimum=1)
+    frame_size: int = option(192, help="longest side of a picture in pixels", minimum=16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,11 +39,13 @@ class SimRateConfig:
     model: str | None = option(None, help="model name on the server")
     api_key_env: str | None = option(None, help="name of the environment variable that holds the server's key")
     rendering: str | None = option(None, help="chat messages, or the printed Llama 3 string", choices=("chat", "raw"))
-    concurrency: int | None = option(None, help="requests at the same time")
-    timeout_s: float | None = option(None, help="seconds for one request")
-    max_retries: int | None = option(None, help="further tries after 429, 5xx, a timeout or a lost connection")
+    concurrency: int | None = option(None, help="requests at the same time", minimum=1)
+    timeout_s: float | None = option(None, help="seconds for one request", minimum=0.1)
+    max_retries: int | None = option(
+        None, help="further tries after 429, 5xx, a timeout or a lost connection", minimum=0
+    )
     cache: str = option("auto", help="file of kept answers; auto = the user's cache folder, off = none")
-    limit: int | None = option(None, help="judge only the first N rows of each file")
+    limit: int | None = option(None, help="judge only the first N rows of each file", minimum=1)
     resume: bool = option(True, help="use the answers that are already in judgments.jsonl")
     overwrite: bool = option(False, help="drop the judgments that are already there (the cache stays)")
     dry_run: bool = option(False, help="count the calls that a run would make, ask and write nothing")
@@ -54,6 +57,7 @@ class Sheet:
 
     path: Path
     rows: list[Prediction]
+    later: list[Prediction]  # beyond --limit: nothing is asked for them, but judgments that they have are kept
     skipped: list[dict[str, Any]]
     answers: dict[str, str] = dataclasses.field(default_factory=dict)  # request key -> raw answer
     errors: dict[str, str] = dataclasses.field(default_factory=dict)  # request key -> why there is none
@@ -97,9 +101,9 @@ def read_sheets(config: SimRateConfig) -> list[Sheet]:
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
-        sheets.append(Sheet(path=path, rows=rows[: config.limit], skipped=skipped))
-    if config.concurrency is not None and config.concurrency < 1:
-        problems.append(f"concurrency: at least 1 was wanted, found {config.concurrency}")
+        sheets.append(
+            Sheet(path=path, rows=rows[: config.limit], later=rows[len(rows[: config.limit]) :], skipped=skipped)
+        )
     folders = [path.resolve().parent for path in config.predictions]
     if len(set(folders)) < len(folders):
         problems.append("predictions: each file needs a folder of its own, found two in one folder")
@@ -112,15 +116,16 @@ def known_answers(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], 
     """Fill in all answers that need no call: by the judge itself, from judgments.jsonl, from the cache."""
     for sheet in sheets:
         wanted = {judge.key(row.reference, row.prediction): row for row in sheet.rows}
-        if judge.settings.answers_from != "server":
-            sheet.answers = {key: judge.local_answer(row.reference, row.prediction) for key, row in wanted.items()}
-            continue
+        known = wanted.keys() | {judge.key(row.reference, row.prediction) for row in sheet.later}
         earlier = sheet.folder / JUDGMENTS
         if config.resume and not config.overwrite and earlier.is_file():
             for old in read_jsonl(earlier):
-                if old.get("key") in wanted and isinstance(old.get("answer"), str):
+                if old.get("key") in known and isinstance(old.get("answer"), str):
                     sheet.answers[old["key"]] = old["answer"]
-        sheet.answers |= cache.get_many(wanted.keys() - sheet.answers.keys())
+        if judge.settings.answers_from == "server":
+            sheet.answers |= cache.get_many(wanted.keys() - sheet.answers.keys())
+        else:
+            sheet.answers |= {key: judge.local_answer(row.reference, row.prediction) for key, row in wanted.items()}
 
 
 def pending_requests(judge: Judge, sheets: Sequence[Sheet]) -> list[Request]:
@@ -171,7 +176,7 @@ def ask_pending(judge: Judge, sheets: Sequence[Sheet], requests: Sequence[Reques
 
 def finished(judge: Judge, sheet: Sheet) -> list[dict[str, Any]]:
     """Return the judgments of all answered rows, in the order of the predictions."""
-    return [row for row in (sheet.judgment(judge, row) for row in sheet.rows) if row["verdict"]]
+    return [row for row in (sheet.judgment(judge, row) for row in (*sheet.rows, *sheet.later)) if row["verdict"]]
 
 
 def summary(judge: Judge, sheet: Sheet) -> dict[str, Any]:
@@ -205,7 +210,8 @@ def judge_sheets(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], c
         stopped = ask_pending(judge, sheets, requests, cache) if requests else None
         unscored = 0
         for sheet, run in zip(sheets, runs, strict=True):
-            write_jsonl(sheet.folder / JUDGMENTS, [sheet.judgment(judge, row) for row in sheet.rows])
+            judgments = [sheet.judgment(judge, row) for row in (*sheet.rows, *sheet.later)]
+            write_jsonl(sheet.folder / JUDGMENTS, judgments if not sheet.later else finished(judge, sheet))
             if sheet.skipped:
                 write_jsonl(sheet.folder / "judge_skipped.jsonl", sheet.skipped)
             counts = summary(judge, sheet)
@@ -259,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = default_cache_path() if config.cache == "auto" else Path(config.cache).expanduser()
         cache = AnswerCache(path if on_disk else None)
         return judge_sheets(config, judge, sheets, cache)
-    except (ConfigError, ServerError) as error:
+    except (ValueError, ServerError, OSError, sqlite3.Error) as error:
         print(f"eval.simrate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -129,6 +129,25 @@ def test_a_cut_off_run_goes_on_to_the_same_file(tiny_llava, stories, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["predicted"] == len(lines) - 3
 
 
+def test_a_run_stopped_after_its_last_row_is_still_brought_to_its_end(tiny_llava, stories, tmp_path):
+    predict(tiny_llava.full, stories, tmp_path)
+    path, manifest = tmp_path / "predictions.jsonl", tmp_path / "run.json"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    broken = json.dumps({"id": json.loads(lines[1])["id"]}).encode() + b"\n"
+    path.write_bytes(broken + b"".join(lines[::-1]) + lines[3])  # unsorted, one row twice, one without its text
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "status": "interrupted"}))
+    assert predict(tiny_llava.full, stories, tmp_path)[0] == 0
+    assert path.read_bytes() == whole
+    assert json.loads(manifest.read_text())["status"] == "success"
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(tiny_llava, stories, tmp_path, limit):
+    with pytest.raises(SystemExit, match="2"):
+        predict(tiny_llava.full, stories, tmp_path, "--limit", limit)
+
+
 def test_a_finished_run_does_not_load_the_model_again(tiny_llava, stories, tmp_path, monkeypatch):
     predict(tiny_llava.full, stories, tmp_path)
     monkeypatch.setattr("eval.predict.load_model", lambda job: pytest.fail("the model was loaded"))

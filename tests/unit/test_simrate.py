@@ -446,6 +446,25 @@ def test_dry_run_counts_the_calls_and_asks_and_writes_nothing(tmp_path, server, 
     assert server.paths == [] and len(judgments(tmp_path / "run")) == 1
 
 
+def test_a_limit_keeps_the_judgments_beyond_it(tmp_path, server, judge_run):
+    predictions(tmp_path / "run", ["same", "b", "c"])
+    _, before = judge_run("--cache", "off")
+    assert judge_run("--cache", "off", "--limit", "1") == (0, before)
+    assert len(server.asked) == 3
+
+
+def test_a_broken_or_unwritable_judgments_file_is_an_error_without_traceback(tmp_path, capsys):
+    predictions(tmp_path / "run", ["same"])
+    command = ["--judge", "mock", "--predictions", str(tmp_path / "run" / "predictions.jsonl")]
+    file = tmp_path / "run" / "judgments.jsonl"
+    file.write_text("{broken\n{}\n")
+    assert simrate.main(command) == 2
+    assert "judgments.jsonl, line 1: not valid JSON" in capsys.readouterr().err
+    file.unlink()
+    file.mkdir()
+    assert simrate.main(command) == 2
+
+
 def test_overwrite_drops_old_judgments_but_uses_the_cache(tmp_path, server, judge_run):
     predictions(tmp_path / "run", ["same"])
     judge_run("--cache", "off")
