@@ -159,7 +159,13 @@ def build_cards(rows: Sequence[Row], stories: StoryFrames, config: ReportConfig)
     """
     judged = {row_key(row): row.run.by_id() for row in rows if row.run}
     lengths = {story_id: one.row.num_scenes for by_id in judged.values() for story_id, one in by_id.items()}
-    index = {story_id: number for number, story_id in enumerate(stories.ids)}
+    references = {(story_id, one.row.reference) for by_id in judged.values() for story_id, one in by_id.items()}
+    # Another dataset may use the same ids: a story is the predicted one only when its last text is the reference.
+    index = {
+        story_id: number
+        for number, (story_id, texts) in enumerate(zip(stories.ids, stories.texts(), strict=True))
+        if texts and (story_id, texts[-1]) in references
+    }
     known = sorted(lengths.keys() & index.keys(), key=lambda story_id: (lengths[story_id], story_id))
     if not known:
         raise ValueError(
@@ -235,9 +241,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with run_manifest(config.output.parent, config=to_json(config), inputs=inputs, name="report_run.json"):
             cards, notes = build_cards(rows, stories, config)
             write_text(config.output, render_page(table, cards, notes))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"eval.report: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("eval.report: interrupted; run the same command again", file=sys.stderr)
+        return 130
     size = config.output.stat().st_size / 1e6
     print(f"{len(cards)} stories, {size:.1f} MB -> {config.output}")
     return 0

@@ -57,6 +57,7 @@ class RunFolder:
     judge: str | None
     stories: str | None
     skipped: int
+    finished: bool  # False when its run.json says that predicting did not come to its end
 
     def by_id(self) -> dict[str, Judged]:
         """Return the rows by story id."""
@@ -136,6 +137,7 @@ def read_run(folder: Path) -> RunFolder:
         judge=" and ".join(names) or None,
         stories=str(config["stories"]) if isinstance(config, dict) and config.get("stories") else None,
         skipped=len(read_jsonl(skipped)) if skipped.is_file() else 0,
+        finished=not isinstance(run_json, dict) or run_json.get("status", "success") == "success",
     )
 
 

@@ -185,7 +185,9 @@ def _notes(rows: Sequence[Row], controls: Sequence[Row], left_out: Sequence[RunF
         notes.append(f"Unscored stories, run eval.simrate again: {', '.join(unscored)}.")
     if skipped := [f"{row.title} {run.skipped}" for row, run in present if run.skipped]:
         notes.append(f"Stories skipped at prediction (skipped.jsonl): {', '.join(skipped)}.")
-    if len({frozenset(run.by_id()) for _, run in present}) > 1:
+    if unfinished := [row.title for row, run in present if not run.finished]:
+        notes.append(f"Prediction did not come to its end, run eval.predict again: {', '.join(unfinished)}.")
+    if len({frozenset((judged.row.story_id, judged.row.reference) for judged in run.rows) for _, run in present}) > 1:
         notes.append("The runs do not cover the same stories; compare only where n is equal.")
     if seven := [
         f"{row.title} {row.cells['c7'].yes}/{row.cells['c7'].scored}" for row, _ in present if row.cells["c7"].scored
@@ -301,12 +303,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         runs = read_runs(config.runs)
         table = build_table(runs, train_context=config.train_context, paper=config.paper)
-    except ValueError as error:
+        inputs = [path for run in runs for path in (run.path / "predictions.jsonl", run.path / "judgments.jsonl")]
+        with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="tables_run.json"):
+            write_table(table, config.output_dir)
+    except (ValueError, OSError) as error:
         print(f"eval.tables: {error}", file=sys.stderr)
         return 2
-    inputs = [path for run in runs for path in (run.path / "predictions.jsonl", run.path / "judgments.jsonl")]
-    with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="tables_run.json"):
-        write_table(table, config.output_dir)
+    except KeyboardInterrupt:
+        print("eval.tables: interrupted; run the same command again", file=sys.stderr)
+        return 130
     print(to_markdown(table))
     print(f"-> {config.output_dir / 'table1.md'} (and .csv, .json)")
     return 0

@@ -32,7 +32,7 @@ def page_path(tmp_path_factory):
     Image.new("RGB", (320, 200), "teal").save(data, "JPEG")
     buckets: dict[str, list[dict]] = {}
     for story_id, (count, word, *_) in STORIES.items():
-        texts, times = [f"scene {i} {word}" for i in range(count)], [float(i) for i in range(count)]
+        texts, times = [*(f"scene {i} {word}" for i in range(count - 1)), word], [float(i) for i in range(count)]
         row = {
             "sentence_parts": texts, "start_times": times, "end_times": times, "background_description": "",
             "video_name": "v " + word, "question_info": "", "num_actors_in_video": 1, "caption": "",

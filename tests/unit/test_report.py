@@ -36,7 +36,7 @@ def make_stories(folder, stories):
     buckets: dict[str, list[dict]] = {}
     for story_id, (num_scenes, text, frame) in stories.items():
         row = {
-            "sentence_parts": [f"{text} {i}" for i in range(num_scenes)],
+            "sentence_parts": [*(f"{text} {i}" for i in range(num_scenes - 1)), "r"],
             "start_times": [float(i) for i in range(num_scenes)],
             "end_times": [i + 1.0 for i in range(num_scenes)], "background_description": text, "video_name": text,
             "question_info": story_id, "num_actors_in_video": 1, "caption": text,
@@ -92,7 +92,7 @@ def test_every_story_has_a_card_with_its_scenes_texts_predictions_and_verdicts(t
     assert [card.count('<figure class="scene') for card in cards] == [2, 5]
     assert [card.count("<img ") for card in cards] == [2 * 4, 5 * 4]  # at most four frames a scene
     assert [card.count("data-variant=") for card in cards] == [3, 2]
-    assert "five 4" in cards[1] and "says no" in cards[1] and "No, unparsed" in cards[1] and "hmm" in cards[1]
+    assert "five 3" in cards[1] and "says no" in cards[1] and "No, unparsed" in cards[1] and "hmm" in cards[1]
     assert 'data-variant="imagechain+blank_images"' in cards[0]
     assert page.index("Table 1") < page.index("<h2>Controls") < page.index("<h2>Stories")
 
@@ -158,6 +158,26 @@ def test_another_dataset_is_an_error(tmp_path, capsys):
     status, page = make_page(tmp_path, stories, make_run(tmp_path / "r", [("x", 2, "p", "yes", "Yes")]))
     assert (status, page) == (2, "")
     assert "holds none of the 1 predicted stories" in capsys.readouterr().err
+
+
+def test_another_story_of_the_same_id_is_never_shown_for_the_predicted_one(tmp_path, capsys):
+    stories = make_stories(tmp_path / "sf", {"s": (2, "t", picture()), "t": (2, "t", picture())})
+    run = make_run(tmp_path / "r", [("s", 2, "p", "yes", "Yes"), ("t", 2, "p", "yes", "Yes")])
+    lines = (run / "predictions.jsonl").read_text().replace('"reference": "r"', '"reference": "of another world"', 1)
+    (run / "predictions.jsonl").write_text(lines)
+    status, page = make_page(tmp_path, stories, run)
+    assert status == 0 and page.count('<article class="card"') == 1
+    assert "1 predicted stories are not in" in page
+    (run / "predictions.jsonl").write_text(lines.splitlines(keepends=True)[0])
+    assert make_page(tmp_path, stories, run)[0] == 2
+    assert "holds none of the 1 predicted stories" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_an_error_without_traceback(tmp_path):
+    stories = make_stories(tmp_path / "sf", {"s": (2, "t", picture())})
+    run = make_run(tmp_path / "r", [("s", 2, "p", "yes", "Yes")])
+    arguments = ["--stories", str(stories), "--runs", str(run), "--output", str(tmp_path / "sf")]
+    assert report.main(arguments) == 2
 
 
 def test_missing_stories_are_an_error(tmp_path, capsys):

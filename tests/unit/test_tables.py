@@ -163,6 +163,29 @@ def test_what_makes_numbers_incomparable_is_said(tmp_path):
         assert words in text
 
 
+def test_runs_over_other_stories_of_the_same_ids_are_told_apart(tmp_path):
+    first = make_run(tmp_path / "a", [(2, "yes")])
+    second = make_run(tmp_path / "b", [(2, "yes")], variant="mllm", context=None)
+    _, out = run_tables(tmp_path, first, second)
+    assert "do not cover the same stories" not in (out / "table1.md").read_text()
+    rows = (second / "predictions.jsonl").read_text().replace("reference 0", "of another world")
+    (second / "predictions.jsonl").write_text(rows)
+    _, out = run_tables(tmp_path, first, second)
+    assert "do not cover the same stories" in (out / "table1.md").read_text()
+
+
+def test_a_run_whose_prediction_did_not_finish_is_named(tmp_path):
+    run = make_run(tmp_path / "a", [(2, "yes")])
+    (run / "run.json").write_text('{"status": "interrupted"}')
+    _, out = run_tables(tmp_path, run)
+    assert "did not come to its end, run eval.predict again: ImageChain." in (out / "table1.md").read_text()
+
+
+def test_an_output_that_cannot_be_written_is_an_error_without_traceback(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    assert run_tables(tmp_path, make_run(tmp_path / "a", [(2, "yes")]))[0] == 2
+
+
 def test_csv_and_json_hold_the_same_cells(tmp_path):
     _, out = run_tables(tmp_path, make_run(tmp_path / "r", paper_verdicts()))
     with (out / "table1.csv").open(newline="") as file:
