@@ -118,7 +118,7 @@ def write_prompt(processor: Any, original: Any, prompt_format: str, conversation
     from llava.imagechain.hf_prompt import chat_template, sample_ids, sample_messages
 
     wanted = sample_ids(prompt_format, original, conversation).input_ids
-    tokenizer = processor.tokenizer
+    tokenizer, image_id = processor.tokenizer, processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     for after_image in ("", " "):
         template = chat_template(prompt_format, original, conversation, after_image)
         if template is None:
@@ -126,7 +126,7 @@ def write_prompt(processor: Any, original: Any, prompt_format: str, conversation
         text = processor.apply_chat_template(
             sample_messages(prompt_format), chat_template=template, add_generation_prompt=True, tokenize=False
         )
-        ids = [-200 if token == processor.image_token_id else token for token in tokenizer(text).input_ids]
+        ids = [-200 if token == image_id else token for token in tokenizer(text).input_ids]
         if ids == wanted:
             break
     else:

@@ -250,7 +250,9 @@ def load_tokenizer(source: str) -> Any:
             "tokenizer files of the base model into the folder."
         )
     try:
-        return AutoTokenizer.from_pretrained(source, use_fast=False)
+        if tokenizer := AutoTokenizer.from_pretrained(source, use_fast=False):
+            return tokenizer
+        raise ValueError("the vocabulary is damaged")  # transformers 4 returns False
     except (ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{source}: the tokenizer's files cannot be read ({reason}); copy them again.") from error
