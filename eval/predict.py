@@ -38,6 +38,10 @@ def load_model(job: Job) -> LoadedModel:
 
     config = job.config
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a device that is not there
+        raise ConfigError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from error
     dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
     loaded = load_checkpoint(
         config.checkpoint, base=config.base, device=device, dtype=getattr(torch, dtype), attn_implementation="sdpa"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from eval.controls import CONTROLS, check_control
 from eval.runs import PREDICTIONS
 from llava.imagechain.config import ConfigError, option, to_json
-from llava.imagechain.files import read_json, read_jsonl, sha256_json
+from llava.imagechain.files import read_json, read_jsonl, sha256_json, sha256_model
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, StoryFrames, load_stories
 from llava.imagechain.variants import VARIANTS, Variant, get_variant
 
@@ -135,8 +134,8 @@ def prepare(config: PredictConfig) -> Job:
     base = config.base or _named_base(config.checkpoint)
     identity = {
         **{name: value for name, value in to_json(config).items() if name not in FREE},
-        "checkpoint_sha256": fingerprint(config.checkpoint),
-        "base_sha256": fingerprint(base) if base else None,
+        "checkpoint_sha256": sha256_model(config.checkpoint),
+        "base_sha256": sha256_model(base) if base else None,
         "stories_sha256": sha256_json([stories.ids, stories.texts()]),
     }
     done, skipped, finished = earlier_rows(config, identity)
@@ -152,24 +151,6 @@ def _named_base(checkpoint: Path) -> Path | None:
         return None
     name = str(read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path"))
     return next((path for path in (checkpoint / name, Path(name)) if path.is_dir()), None)
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a hash of a model folder: names, sizes and the first and last megabyte of its weights and settings."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".safetensors", ".bin", ".model", ".json") or path.name in (
-            "run.json",
-            "trainer_state.json",
-        ):
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
-    return digest.hexdigest()
 
 
 def trained_with(checkpoint: Path) -> dict[str, Any]:

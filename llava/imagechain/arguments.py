@@ -104,6 +104,13 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 
 
+ABOVE_ZERO = (
+    "limit", "eval_limit", "per_device_train_batch_size", "per_device_eval_batch_size", "global_batch_size",
+    "model_max_length", "lora_r", "frames_per_call", "num_train_epochs", "learning_rate", "mm_projector_lr",
+)  # fmt: skip
+NOT_NEGATIVE = ("length_group_batches", "dataloader_num_workers", "seed", "max_skipped", "weight_decay", "lora_dropout")
+
+
 class _Parser(transformers.HfArgumentParser):
     """Raises what argparse would print."""
 
@@ -210,7 +217,7 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
     for name, what in (("model_name_or_path", model), ("stories", data), ("variant", data)):
         if not getattr(what, name):
             problems.append(f"--{name} is required: {type(what).__dataclass_fields__[name].metadata['help']}")
-    if "output_dir" not in given:
+    if "output_dir" not in given or not train.output_dir:
         problems.append("--output_dir is required: folder of the run")
     for name, allowed in ALLOWED.items():
         value = getattr(data if hasattr(data, name) else model, name)
@@ -219,10 +226,17 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
     if model.model_name_or_path:
         problems += _check_model(Path(model.model_name_or_path))
     problems += [
-        f"{name}: a number above 0 was wanted, found {getattr(data, name)}"
-        for name in ("limit", "eval_limit")
-        if getattr(data, name) is not None and getattr(data, name) < 1
+        f"{name}: a number above 0 was wanted, found {value}"
+        for name in ABOVE_ZERO
+        if not (value := _value(groups, name)) > 0
     ]
+    problems += [
+        f"{name}: a number of at least 0 was wanted, found {value}"
+        for name in NOT_NEGATIVE
+        if not (value := _value(groups, name)) >= 0
+    ]
+    if train.max_steps == 0 or train.max_steps < -1:
+        problems.append(f"max_steps: a number above 0, or -1 for none, was wanted, found {train.max_steps}")
     if data.stories and data.stories != HUB_DATASET and not Path(data.stories).is_dir():
         problems.append(f"stories: {data.stories} is not a folder; build one with scripts/storyframes/build.sh")
     if data.variant:
@@ -231,7 +245,13 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
                 problems.append(f"variant: {data.variant} is not trained; it is the base model with another prompt")
         except ConfigError as error:
             problems.append(str(error))
-    return problems + _settle_batches(train, given)
+    batches_make_sense = min(train.per_device_train_batch_size, train.global_batch_size) > 0
+    return problems + (_settle_batches(train, given) if batches_make_sense else [])
+
+
+def _value(groups: Groups, name: str) -> float:
+    value = next(getattr(group, name) for group in groups if hasattr(group, name))
+    return 1 if value is None else value
 
 
 def _check_model(folder: Path) -> list[str]:

@@ -137,6 +137,24 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def sha256_model(folder: Path | str) -> str:
+    """Return the SHA-256 of a model folder's file names and sizes and the first and last megabyte of each file."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix not in (".safetensors", ".bin", ".model", ".json") or path.name in (
+            "run.json",
+            "trainer_state.json",
+        ):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
 def inside(root: Path | str, name: str) -> Path:
     """Join an untrusted name to a root folder.
 

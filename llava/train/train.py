@@ -33,7 +33,7 @@ from llava.imagechain.arguments import (
 from llava.imagechain.config import ConfigError
 from llava.imagechain.data import ExampleSettings, StoryExamples, unreadable_stories
 from llava.imagechain.decisions import DECISIONS, decision, settle_decisions
-from llava.imagechain.files import read_json, sha256_json, write_jsonl
+from llava.imagechain.files import read_json, sha256_json, sha256_model, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.story import StoryFrames, load_stories
 from llava.imagechain.variants import Variant, get_variant
@@ -70,7 +70,11 @@ def train(argv: Sequence[str] | None = None) -> int:
         settings.num_train_epochs = variant.num_epochs(data.context)
     try:
         stories = read_stories(data, settings)
-        checkpoint = find_start(groups)
+        made_from = {
+            "stories_sha256": sha256_json([stories.train.ids, stories.train.texts()]),
+            "model_sha256": sha256_model(str(groups[0].model_name_or_path)),
+        }
+        checkpoint = find_start(groups, made_from)
         if checkpoint == "finished":
             logger.info("%s is trained already; --overwrite starts anew", settings.output_dir)
             return 0
@@ -78,6 +82,8 @@ def train(argv: Sequence[str] | None = None) -> int:
             return show_plan(groups, variant, stories)
         manifest = run_manifest(settings.output_dir, config=as_json(groups)) if first else contextlib.nullcontext()
         with manifest as run:
+            if run:
+                run.record(made_from=made_from)
             return run_training(groups, variant, stories, checkpoint, run)
     except (ConfigError, ValueError, OSError) as error:
         print(f"python -m llava.train.train: {error}", file=sys.stderr)
@@ -98,11 +104,11 @@ def read_stories(data: DataArguments, settings: TrainArguments) -> Stories:
     return Stories(train=chosen, evaluation=evaluation)
 
 
-def find_start(groups: Groups) -> str | None:
+def find_start(groups: Groups, made_from: dict[str, str]) -> str | None:
     """Return the checkpoint to go on from, "finished", or None to start at the beginning.
 
     Raises:
-        ConfigError: The output folder holds a run with other settings.
+        ConfigError: The output folder holds a run with other settings, on other stories or from another base model.
     """
     from llava.imagechain.checkpoint import is_adapter, last_checkpoint
 
@@ -118,7 +124,10 @@ def find_start(groups: Groups) -> str | None:
     finished = before.get("status") == "success" and (is_adapter(folder) or (folder / "config.json").is_file())
     if not (finished or checkpoint):
         return None
-    if changes := changed_on_resume(before.get("config", {}), as_json(groups)):
+    changes = changed_on_resume(before.get("config", {}), as_json(groups))
+    earlier = before.get("made_from", made_from)
+    what = {"stories_sha256": "the stories have changed", "model_sha256": "the base model has changed"}
+    if changes := [*changes, *(text for key, text in what.items() if earlier.get(key) != made_from[key])]:
         raise ConfigError(
             f"{folder} holds a run with other settings ({'; '.join(changes)}). Use the same settings to go on, another "
             "--output_dir, or --overwrite to start anew."
@@ -318,4 +327,5 @@ if __name__ == "__main__":
     try:
         sys.exit(train())
     except KeyboardInterrupt:
+        print("python -m llava.train.train: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -130,6 +130,10 @@ def test_five_steps_and_five_more_equal_ten(straight, tiny_base, small_stories, 
     assert "is trained already" in run(tiny_base, small_stories, output, *arguments).stderr
     refused = run(tiny_base, small_stories, output, *arguments, "--learning_rate", "1e-3", status=2)
     assert "learning_rate was 0.01, is 0.001" in refused.stderr
+    record = json.loads((output / "run.json").read_text())
+    record["made_from"]["stories_sha256"] = "of other stories"
+    (output / "run.json").write_text(json.dumps(record))
+    assert "the stories have changed" in run(tiny_base, small_stories, output, *arguments, status=2).stderr
 
 
 def test_an_interrupt_saves_and_the_same_command_goes_on_to_the_same_end(straight, tiny_base, small_stories, tmp_path):

@@ -148,6 +148,15 @@ def test_a_limit_below_one_is_refused(tiny_llava, stories, tmp_path, limit):
         predict(tiny_llava.full, stories, tmp_path, "--limit", limit)
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_an_error_without_traceback(tiny_llava, stories, tmp_path, device, capsys):
+    assert main([
+        "--checkpoint", str(tiny_llava.full), "--variant", "imagechain", "--stories", str(stories),
+        "--output-dir", str(tmp_path), "--device", device,
+    ]) == 2  # fmt: skip
+    assert f"device: {device} cannot be used" in capsys.readouterr().err
+
+
 def test_a_finished_run_does_not_load_the_model_again(tiny_llava, stories, tmp_path, monkeypatch):
     predict(tiny_llava.full, stories, tmp_path)
     monkeypatch.setattr("eval.predict.load_model", lambda job: pytest.fail("the model was loaded"))

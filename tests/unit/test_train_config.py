@@ -112,6 +112,22 @@ def test_limits_are_above_zero(flags):
         parse_arguments([*config_files("base", "imagechain"), *flags, "--limit", "0"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_train_epochs", "-1", "above 0 was wanted, found -1"),
+        ("learning_rate", "nan", "above 0 was wanted, found nan"),
+        ("per_device_train_batch_size", "0", "above 0 was wanted, found 0"),
+        ("length_group_batches", "-1", "at least 0 was wanted, found -1"),
+        ("max_steps", "0", "above 0, or -1 for none, was wanted, found 0"),
+        ("output_dir", "", "--output_dir is required"),
+    ],
+)
+def test_numbers_that_would_train_nothing_are_refused_at_once(name, value, message, flags):
+    with pytest.raises(ConfigError, match=message):
+        parse_arguments([*config_files("base", "imagechain"), *flags, f"--{name}", value])
+
+
 def test_a_variant_that_is_not_trained_is_refused(flags):
     with pytest.raises(ConfigError, match="mllm_icl is not trained"):
         parse_arguments([*config_files("base"), *flags, "--variant", "mllm_icl"])
