@@ -102,8 +102,24 @@ class LengthGroupedSampler(Sampler[int]):
     batches of the whole epoch are shuffled. The longest comes first, so that a lack of memory shows at once.
     """
 
-    def __init__(self, lengths: Sequence[int], global_batch_size: int, group_batches: int, seed: int) -> None:
-        self.lengths, self.seed, self.epoch = lengths, seed, 0
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        global_batch_size: int,
+        group_batches: int,
+        seed: int,
+        kinds: Sequence[bool] | None = None,
+    ) -> None:
+        """Choose the order.
+
+        Args:
+            lengths: Of the examples.
+            global_batch_size: Examples of a step, over all devices.
+            group_batches: Global batches sorted by length together; 0 leaves the random order.
+            seed: Of all epochs.
+            kinds: A global batch holds examples of one kind only (with images or text), the rest of each apart.
+        """
+        self.lengths, self.seed, self.epoch, self.kinds = lengths, seed, 0, kinds
         self.global_batch_size, self.group_batches = global_batch_size, group_batches
 
     def set_epoch(self, epoch: int) -> None:
@@ -116,14 +132,18 @@ class LengthGroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        if not self.group_batches:
+        if not self.group_batches and self.kinds is None:
             return iter(order)
-        size, batch = self.global_batch_size * self.group_batches, self.global_batch_size
+        batch = self.global_batch_size
+        size = batch * max(self.group_batches, 1)
+        kinds = self.kinds or [True] * len(order)
         batches: list[list[int]] = []
-        for start in range(0, len(order), size):
-            group = sorted(order[start : start + size], key=lambda i: -self.lengths[i])
-            batches += [group[i : i + batch] for i in range(0, len(group), batch)]
-        last = [b for b in batches if len(b) < batch]  # an incomplete batch can only stand at the end
+        for pool in ([i for i in order if kinds[i]], [i for i in order if not kinds[i]]):
+            for start in range(0, len(pool), size):
+                group = sorted(pool[start : start + size], key=lambda i: -self.lengths[i])
+                batches += [group[i : i + batch] for i in range(0, len(group), batch)]
+        rest = [i for b in batches if len(b) < batch for i in b]  # incomplete batches can only stand at the end
+        last = [rest[i : i + batch] for i in range(0, len(rest), batch)]
         whole = [b for b in batches if len(b) == batch]
         whole = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
         whole.sort(key=lambda b: -self._is_longest(b))
@@ -147,9 +167,11 @@ class ImageChainTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         examples: StoryExamples = train_dataset or self.train_dataset
         settings = self.args
-        return LengthGroupedSampler(
-            examples.lengths, settings.global_batch_size, settings.length_group_batches, settings.seed
+        kinds = getattr(examples, "multimodal", None) if settings.group_by_modality_length else None
+        self.order = LengthGroupedSampler(
+            examples.lengths, settings.global_batch_size, settings.length_group_batches, settings.seed, kinds
         )
+        return self.order
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer; the projector has its own learning rate."""
@@ -278,6 +300,7 @@ def make_trainer(
         projector_lr=projector_lr,
         **{name: tokenizer},
     )
+    trainer.add_callback(EpochOrder(trainer))
     if not sys.stderr.isatty():  # a line a minute instead of a bar
         trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -285,6 +308,17 @@ def make_trainer(
 
 
 # --- callbacks --------------------------------------------------------------------------------------------------------
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the sampler its epoch: with several processes the library does not reach it when it resumes in one."""
+
+    def __init__(self, trainer: ImageChainTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Choose the order of the epoch that begins."""
+        self.trainer.order.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 class MinuteLog(TrainerCallback):

@@ -1,0 +1,154 @@
+"""Two processes train what one does: DDP, ZeRO-2, ZeRO-3, with offload; saving, resuming, batches of unequal kinds."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = [str(ROOT / "configs" / "train" / f"{name}.yaml") for name in ("base", "imagechain", "c2_7")]
+QUICK = [
+    "--bf16", "false", "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0", "--learning_rate", "1e-2",
+    "--dataloader_num_workers", "0", "--global_batch_size", "8", "--per_device_train_batch_size", "4",
+    "--eval_strategy", "no", "--max_steps", "20", "--logging_steps", "1", "--save_strategy", "no",
+    "--lr_scheduler_type", "constant",
+]  # fmt: skip
+HALFWAY = ("--save_strategy", "steps", "--save_steps", "10")
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# DeepSpeed lies beside the interpreter where a virtual environment is not activated.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None or shutil.which("ninja", path=PATH) is None,
+    reason="deepspeed or ninja is not installed (scripts/setup.sh train deepspeed)",
+)
+
+
+def train(base, data, output, *more, processes=2):
+    arguments = [
+        "-m", "llava.train.train", "--config", *CONFIGS, "--model_name_or_path", str(base), *data,
+        "--output_dir", str(output), *QUICK, *more,
+    ]  # fmt: skip
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore", "PATH": PATH
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *(LAUNCHER if processes == 2 else []), *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return output
+
+
+def zero(name, tmp_path):
+    """Return a config of configs/deepspeed for a machine without a GPU."""
+    settings = json.loads((ROOT / "configs" / "deepspeed" / f"{name}.json").read_text())
+    settings["zero_force_ds_cpu_optimizer"] = False  # compiling DeepSpeed's own Adam takes minutes
+    (tmp_path / "deepspeed.json").write_text(json.dumps(settings))
+    return "--deepspeed", str(tmp_path / "deepspeed.json")
+
+
+def losses(output):
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]
+
+
+def tensors(folder):
+    from safetensors.torch import load_file
+
+    if (folder / "model.safetensors").is_file():
+        return load_file(folder / "model.safetensors")
+    rest = torch.load(folder / "non_lora_trainables.bin", weights_only=True)
+    return load_file(folder / "adapter_model.safetensors") | rest
+
+
+def assert_close(first, second, atol=1e-4):
+    first, second = tensors(first), tensors(second)
+    assert set(first) == set(second)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=atol, msg=name)
+
+
+def take_back_to_step_10(output, before):
+    """Make a run folder look as if the run had been killed after step 10."""
+    shutil.copytree(before, output)
+    shutil.rmtree(output / "checkpoint-20")
+    for name in ("adapter_config.json", "config.json"):
+        (output / name).unlink(missing_ok=True)
+    record = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps({**record, "status": "started"}))
+
+
+@pytest.fixture(scope="module")
+def data(small_stories):
+    return "--stories", str(small_stories)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_base, data, tmp_path_factory):
+    """Twenty steps of one process."""
+    return train(tiny_base, data, tmp_path_factory.mktemp("alone") / "run", processes=1)
+
+
+def test_ddp_trains_as_one_process_does_and_resumes_within_an_epoch(alone, tiny_base, data, tmp_path):
+    whole = train(tiny_base, data, tmp_path / "whole", *HALFWAY)
+    assert len(losses(alone)) == 20
+    assert losses(whole) == pytest.approx(losses(alone), rel=1e-4)
+    assert_close(whole, alone)
+    take_back_to_step_10(tmp_path / "resumed", whole)
+    resumed = train(tiny_base, data, tmp_path / "resumed", *HALFWAY)
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-5)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero2", "zero3_offload"])
+def test_zero_trains_as_one_process_does(name, alone, tiny_base, data, tmp_path):
+    output = train(tiny_base, data, tmp_path / "run", *zero(name, tmp_path), "--max_steps", "8")
+    assert losses(output) == pytest.approx(losses(alone)[:8], rel=1e-4)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_zero3_trains_as_one_process_does_and_resumes_within_an_epoch(alone, tiny_base, data, tmp_path):
+    from llava.imagechain.checkpoint import load_checkpoint
+
+    settings = (*zero("zero3", tmp_path), *HALFWAY)
+    whole = train(tiny_base, data, tmp_path / "whole", *settings)
+    assert losses(whole) == pytest.approx(losses(alone), rel=1e-4)
+    assert_close(whole, alone)
+    load_checkpoint(whole / "checkpoint-10", device="cpu")
+    take_back_to_step_10(tmp_path / "resumed", whole)
+    resumed = train(tiny_base, data, tmp_path / "resumed", *settings)
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_zero3_saves_a_whole_model_frozen_tower_included(tiny_base, data, tmp_path):
+    more = ("--lora_enable", "false", "--learning_rate", "1e-3", "--max_steps", "3")
+    output = train(tiny_base, data, tmp_path / "run", *zero("zero3", tmp_path), *more)
+    before, after = tensors(tiny_base), tensors(output)
+    assert {name: tensor.shape for name, tensor in after.items()} == {
+        name: tensor.shape for name, tensor in before.items()
+    }
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "lm_head.weight" in moved
+    assert not any("vision_tower" in name for name in moved)
+
+
+def test_deepspeed_without_a_launcher_is_refused_with_the_way_to_start_it(tiny_base, data, tmp_path, monkeypatch):
+    from llava.imagechain.arguments import parse_arguments
+    from llava.imagechain.config import ConfigError
+
+    monkeypatch.delenv("RANK", raising=False)
+    flags = ["--config", *CONFIGS, "--model_name_or_path", str(tiny_base), *data, "--output_dir", str(tmp_path)]
+    with pytest.raises(ConfigError, match="started without a launcher") as error:
+        parse_arguments([*flags, "--deepspeed", str(tmp_path / "none.json")])
+    assert "is not a file; configs/deepspeed holds three" in str(error.value)
