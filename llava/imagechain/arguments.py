@@ -87,6 +87,7 @@ class TrainArguments(transformers.TrainingArguments):
     model_max_length: int = _setting(4096, "most positions of an example, visual tokens included")
     global_batch_size: int = _setting(32, "examples per optimizer step over all devices; sets the accumulation")
     length_group_batches: int = _setting(8, "global batches sorted by length together; 0 turns grouping off")
+    group_by_modality_length: bool = _setting(False, "global batches of one kind: with images, or text only")
     resume: bool = _setting(True, "go on from the last checkpoint of the output folder")
     overwrite: bool = _setting(False, "start anew, deleting the checkpoints of the output folder")
     dry_run: bool = _setting(False, "check everything, print the plan, and stop before weights are loaded")
