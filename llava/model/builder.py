@@ -170,7 +170,8 @@ def _load_settings(
         )
     if device_map == "auto" and not torch.cuda.is_available():
         return settings
-    return settings if device_map in (None, "cpu") else {**settings, "device_map": device_map}
+    on_cpu = str(device_map).partition(":")[0] == "cpu"  # "cpu:0", too, as one of several processes names it
+    return settings if device_map is None or on_cpu else {**settings, "device_map": device_map}
 
 
 def _load_language_model(model_path: str, model_base: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:

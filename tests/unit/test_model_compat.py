@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
 SCALING = {"rope_type": "linear", "factor": 2.0}
@@ -48,3 +50,11 @@ def test_an_adapters_config_names_no_settings_that_are_at_their_default(tmp_path
     assert {"r": 4, "target_modules": "x", "use_rslora": True, "peft_type": "LORA"}.items() <= kept.items()
     assert not {"peft_version", "use_dora", "corda_config"} & set(kept)
     assert LoraConfig.from_pretrained(str(tmp_path)).use_rslora
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu", 0)])
+def test_a_model_loads_on_the_cpu_under_any_of_its_names(tiny_llava, device):
+    _, model, _, _ = load_pretrained_model(
+        str(tiny_llava.full), None, "llava", device_map=device, torch_dtype="float32"
+    )
+    assert model.device.type == "cpu"
