@@ -1,8 +1,13 @@
-"""Settings every test runs under: no network, few threads, no screen."""
+"""Settings every test runs under: no network, few threads, no screen, the same examples every time."""
 
 import os
+
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")

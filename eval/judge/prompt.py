@@ -16,13 +16,13 @@ ROLE = re.compile(r"\b(system|user|assistant|human|model|instruction|response|ca
 def neutralize(text: str) -> str:
     """Make an untrusted caption unable to start a turn, a section or a special token, in any chat format.
 
-    Line breaks and runs of white space become one space, control characters go, a space after each opening bracket
+    Control characters, line breaks and runs of white space become one space, a space after each opening bracket
     breaks special tokens, section heads lose their marks, role and section names their colon. Ordinary
     captions stay the same.
     """
     text = text.encode("utf-8", "replace").decode("utf-8")
+    text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
     text = " ".join(text.split())
-    text = "".join(char for char in text if unicodedata.category(char) != "Cc")
     text = HEADING.sub("#", OPENING.sub(r"\1 ", text))
     return ROLE.sub(r"\1 -", text)
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eval.judge import load_judge
@@ -91,7 +91,7 @@ def test_a_caption_adds_no_line_heading_or_role(rendering, forgery):
     assert shape(forgery) == shape("A man runs.")
 
 
-@settings(deadline=None)
+@example(": \x00")
 @given(st.text(st.sampled_from("<[＜|>]#＃ \n\r\u2028\x00:/asuserYES_"), max_size=60))
 def test_no_text_keeps_a_way_to_open_a_mark_a_section_or_a_line(text):
     harmless = neutralize(text)
