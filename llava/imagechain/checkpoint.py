@@ -69,7 +69,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: The folder or the base is missing.
-        ValueError: A file holds something else than it should.
+        ValueError: A file holds something else than it should, or the files do not belong together.
     """
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
@@ -79,15 +79,22 @@ def load_checkpoint(
     if is_adapter(path) and (kind := read_json(Path(path) / ADAPTER_CONFIG).get("peft_type")) != "LORA":
         raise ValueError(f"{path}: a LoRA adapter was wanted, found {kind!r}.")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    tokenizer, model, image_processor, context_length = load_pretrained_model(
-        str(path),
-        str(base) if base and is_adapter(path) else None,
-        get_model_name_from_path(str(path)),
-        device_map=None if zero3_is_on() else str(target),  # ZeRO-3 spreads the weights while they are read
-        torch_dtype=dtype or (torch.float16 if target.type == "cuda" else torch.float32),
-        attn_implementation=attn_implementation or "flash_attention_2",
-        multimodal=True,
-    )
+    try:
+        tokenizer, model, image_processor, context_length = load_pretrained_model(
+            str(path),
+            str(base) if base and is_adapter(path) else None,
+            get_model_name_from_path(str(path)),
+            device_map=None if zero3_is_on() else str(target),  # ZeRO-3 spreads the weights while they are read
+            torch_dtype=dtype or (torch.float16 if target.type == "cuda" else torch.float32),
+            attn_implementation=attn_implementation or "flash_attention_2",
+            multimodal=True,
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # transformers and peft: tensors of other shapes than the config says
+        raise ValueError(
+            f"{path} cannot be loaded; do its weights and config files belong together? {error}"
+        ) from error
     return LoadedModel(
         tokenizer=tokenizer, model=model, image_processor=image_processor, context_length=int(context_length)
     )

@@ -148,6 +148,16 @@ def test_a_limit_below_one_is_refused(tiny_llava, stories, tmp_path, limit):
         predict(tiny_llava.full, stories, tmp_path, "--limit", limit)
 
 
+def test_a_config_that_contradicts_the_weights_is_an_error_without_traceback(
+    copy_of_tiny_llava, stories, tmp_path, capsys
+):
+    file = copy_of_tiny_llava.full / "config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "intermediate_size": settings["intermediate_size"] + 8}))
+    assert predict(copy_of_tiny_llava.full, stories, tmp_path, "--limit", 2)[0] == 2
+    assert "do its weights and config files belong together?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_an_error_without_traceback(tiny_llava, stories, tmp_path, device, capsys):
     assert main([
@@ -245,8 +255,20 @@ def test_long_stories_lose_their_oldest_scenes_and_say_so(tiny_llava, stories, t
 
 def test_a_dry_run_writes_nothing(tiny_llava, stories, tmp_path, capsys):
     assert predict(tiny_llava.full, stories, tmp_path / "out", "--dry-run") == (0, [])
-    assert "10 stories, 10 to predict with 30 scenes" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "10 stories, 10 to predict with 30 scenes" in shown
+    assert "parameters: " in shown and "memory per GPU: about" in shown and "expected wall time: " in shown
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["notower", "lora"])
+def test_a_dry_run_needs_no_weights(copy_of_tiny_llava, stories, tmp_path, capsys, kind):
+    for file in copy_of_tiny_llava.root.rglob("*.safetensors"):
+        file.unlink()
+    (copy_of_tiny_llava.lora / "tokenizer.model").unlink()  # an adapter may leave the tokenizer to its base
+    folder = copy_of_tiny_llava.root / kind
+    assert predict(folder, stories, tmp_path / "out", "--dry-run", "--tflops", 2)[0] == 0
+    assert "on 1 GPU at 2 useful TFLOP/s each, every answer 6 tokens long" in capsys.readouterr().out
 
 
 def test_all_wrong_settings_are_told_at_once(stories, tmp_path, capsys):
