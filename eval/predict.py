@@ -8,6 +8,7 @@ that nothing that decides the texts has changed. The checkpoint may be a whole m
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import time
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from eval.controls import edit_of
-from eval.predict_job import Job, PredictConfig, prepare, usable_rows
+from eval.predict_job import Job, PredictConfig, named_base, prepare, usable_rows
 from llava.imagechain.config import ConfigError, parse_config, to_json
 from llava.imagechain.files import JsonlAppender, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
@@ -23,6 +24,7 @@ from llava.imagechain.manifest import Run, run_manifest
 if TYPE_CHECKING:
     from eval.generation import Generated, PromptExamples
     from llava.imagechain.checkpoint import LoadedModel
+    from llava.imagechain.estimate import Estimate
     from llava.imagechain.story import StoryFrames
 
 logger = logging.getLogger("eval.predict")
@@ -34,7 +36,6 @@ def load_model(job: Job) -> LoadedModel:
     import torch
 
     from llava.imagechain.checkpoint import load_checkpoint
-    from llava.imagechain.decisions import DECISIONS, settle_decisions
 
     config = job.config
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,7 +47,16 @@ def load_model(job: Job) -> LoadedModel:
     loaded = load_checkpoint(
         config.checkpoint, base=config.base, device=device, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     )
-    model_config = loaded.model.config
+    follow_decisions(job, loaded.model.config)
+    loaded.model.get_vision_tower().frames_per_call = config.frames_per_call
+    return loaded
+
+
+def follow_decisions(job: Job, model_config: Any) -> None:
+    """Bring the checkpoint's decisions and the run's settings together, in the model's config."""
+    from llava.imagechain.decisions import DECISIONS, settle_decisions
+
+    config = job.config
     carries = any(getattr(model_config, name, None) is not None for name in DECISIONS)
     wanted = {name: getattr(config, name) for name in DECISIONS}
     settled = settle_decisions(
@@ -58,8 +68,6 @@ def load_model(job: Job) -> LoadedModel:
         logger.warning("%s was trained as %s, but is used for %s.", config.checkpoint, trained_as, job.variant.name)
     if job.variant.trained_as and not job.trained:
         logger.warning("%s is a trained variant, but %s names no training run.", job.variant.title, config.checkpoint)
-    loaded.model.get_vision_tower().frames_per_call = config.frames_per_call
-    return loaded
 
 
 def make_examples(job: Job, loaded: LoadedModel) -> PromptExamples:
@@ -188,8 +196,47 @@ def refuse_skips(skipped: Sequence[dict[str, Any]], total: int, share: float) ->
         )
 
 
+def model_without_weights(job: Job) -> LoadedModel:
+    """Return tokenizer and config of the checkpoint around a model on the meta device."""
+    from llava.imagechain.checkpoint import LoadedModel
+    from llava.imagechain.estimate import meta_model
+    from llava.model.builder import load_tokenizer
+
+    folder = job.config.checkpoint
+    model = meta_model(folder)
+    follow_decisions(job, model.config)
+    try:
+        tokenizer = load_tokenizer(str(folder))
+    except FileNotFoundError:
+        base = job.config.base or named_base(folder)
+        if base is None:
+            raise
+        tokenizer = load_tokenizer(str(base))
+    limit = int(getattr(model.config, "max_position_embeddings", None) or 2048)
+    return LoadedModel(tokenizer=tokenizer, model=model, image_processor=None, context_length=limit)
+
+
+def needs(job: Job) -> Estimate:
+    """Estimate what predicting what is not done yet will need."""
+    from llava.imagechain.estimate import PredictPlan, estimate
+
+    loaded = model_without_weights(job)
+    config = dataclasses.replace(job.config, feature_cache=None)  # nothing is computed or read for an estimate
+    examples = make_examples(dataclasses.replace(job, config=config), loaded)
+    plans = [plan for plan in examples.plans if plan.story_id not in job.done]
+    counts = dict(zip(job.chosen.ids, map(sum, job.chosen.frame_counts()), strict=True))
+    frames = [counts[plan.story_id] for plan in plans]  # demonstrations have about as many again
+    plan = PredictPlan(
+        batch_size=config.batch_size, max_new_tokens=config.max_new_tokens, dtype=config.dtype or "bfloat16"
+    )
+    return estimate(
+        loaded.model, [plan.length for plan in plans], plan,
+        frames=None if job.config.feature_cache or config.control == "blank_images" else frames, tflops=config.tflops,
+    )  # fmt: skip
+
+
 def show_plan(job: Job) -> None:
-    """Print what a run would do."""
+    """Print what a run would do and need."""
     chosen = job.chosen
     left = [row for row, story_id in enumerate(chosen.ids) if story_id not in job.done]
     frames = chosen.frame_counts()
@@ -200,6 +247,7 @@ def show_plan(job: Job) -> None:
         f"{len(chosen)} stories, {len(left)} to predict with {scenes} scenes and {total} frames, in "
         f"{-(-len(left) // job.config.batch_size)} batches of {job.config.batch_size} -> {job.path}"
     )
+    print(needs(job).describe())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

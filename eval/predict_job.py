@@ -9,13 +9,14 @@ from typing import Any
 from eval.controls import CONTROLS, check_control
 from eval.runs import PREDICTIONS
 from llava.imagechain.config import ConfigError, option, to_json
+from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.files import read_json, read_jsonl, sha256_json, sha256_model
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, StoryFrames, load_stories
 from llava.imagechain.variants import VARIANTS, Variant, get_variant
 
 # Settings that may change between a run and its resumption: they do not decide the texts.
 FREE = {"batch_size", "num_workers", "frames_per_call", "limit", "output_dir", "resume", "overwrite", "dry_run",
-        "feature_cache", "max_skipped", "device", "checkpoint", "base", "stories"}  # fmt: skip
+        "feature_cache", "max_skipped", "device", "checkpoint", "base", "stories", "tflops"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,8 @@ class PredictConfig:
     limit: int | None = option(None, help="only the first N stories", minimum=1)
     resume: bool = option(True, help="keep the predictions that are already there")
     overwrite: bool = option(False, help="drop the predictions that are already there")
-    dry_run: bool = option(False, help="say what would be done and stop; no weight is loaded")
+    dry_run: bool = option(False, help="say what would be done and needed, and stop; no weight is loaded")
+    tflops: float = option(DEFAULT_TFLOPS, help="useful TFLOP/s of the GPU, for the time that --dry-run expects")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,7 @@ def prepare(config: PredictConfig) -> Job:
     ]
     if problems or stories is None:
         raise ConfigError("\n  - ".join(["nothing was predicted:", *problems]) if len(problems) > 1 else problems[0])
-    base = config.base or _named_base(config.checkpoint)
+    base = config.base or named_base(config.checkpoint)
     identity = {
         **{name: value for name, value in to_json(config).items() if name not in FREE},
         "checkpoint_sha256": sha256_model(config.checkpoint),
@@ -145,7 +147,7 @@ def prepare(config: PredictConfig) -> Job:
     )  # fmt: skip
 
 
-def _named_base(checkpoint: Path) -> Path | None:
+def named_base(checkpoint: Path) -> Path | None:
     """Return the base folder that an adapter names, where it is one."""
     if not (checkpoint / "adapter_config.json").is_file():
         return None
