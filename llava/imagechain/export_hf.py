@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import importlib.metadata
 import logging
 import sys
 from collections.abc import Sequence
@@ -203,6 +204,7 @@ def write_card(config: ExportConfig, facts: dict[str, Any], folder: Path) -> Non
         "variant": trained.get("variant") or "none recorded",
         "context": trained.get("context") or "any number of",
         "conversation": config.conversation,
+        "version": importlib.metadata.version("transformers"),
     }
     write_text(folder / "README.md", model_card({**facts, **names}))
 

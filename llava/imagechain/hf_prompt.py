@@ -96,6 +96,7 @@ A LLaVA model that reads a story scene by scene and describes the next one, expo
 - Each scene is ONE square image ({aspect}). The original model averages the features of a scene's frames; this class
   does not, so give the middle frame of a scene.
 - Prompt: {prompt}
+- Written with transformers {version}: the weights open in 4.45 and newer, the processor in this version and newer.
 - Checked while exporting, on two images of random pixels in {dtype}: the logits of both models differ by
   {logits_relative_difference:.1e} of the largest (allowed {tolerance:.0e}). Token ids of a sample story are {ids}.
 
