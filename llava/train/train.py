@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import math
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -20,6 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the seconds of these imports: no traceback out of them
 
 from llava.imagechain.arguments import (
     DataArguments,
@@ -324,6 +328,8 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(train())
     except KeyboardInterrupt:

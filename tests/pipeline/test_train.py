@@ -237,6 +237,16 @@ def test_epochs_follow_the_paper_unless_given(tiny_base, small_stories, tmp_path
     assert "2" in done.stdout.split(" epochs")[0].split(", ")[-1]
 
 
+def test_an_interrupt_while_libraries_are_imported_leaves_no_traceback(tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "llava.train.train", "--output_dir", str(tmp_path / "o")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    next(line for line in process.stderr if "torch" in line)
+    os.killpg(process.pid, signal.SIGINT)
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait() == -signal.SIGINT
+
+
 def test_an_empty_context_and_a_wrong_setting_leave_with_status_2(tiny_base, small_stories, tmp_path):
     done = run(tiny_base, small_stories, tmp_path / "run", "--context", "c7", status=2)
     assert "no train stories of context c7" in done.stderr
