@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,8 +115,12 @@ def make_world(config: MakeConfig) -> dict[str, int]:
     jobs = [(plan, _video_path(videos_dir, plan), config.frame_size) for plan in missing]
     workers = min(config.num_workers or os.cpu_count() or 1, max(1, len(jobs)))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        # The workers start here and inherit the blocked signal: Ctrl-C reaches them too, but is the parent's to answer.
+        resource_tracker.ensure_running()  # would unblock the signal again when started with the first worker
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         done = pool.map(_render_job, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for _ in tqdm(done, total=len(jobs), desc="rendering", unit="video", mininterval=_interval()):
                 pass
@@ -150,10 +155,6 @@ def write_annotations(output_dir: Path, plans: Sequence[PlannedVideo]) -> None:
             for actor in range(2)
         ),
     )
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render_job(job: tuple[PlannedVideo, Path, int]) -> None:

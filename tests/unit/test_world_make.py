@@ -1,6 +1,11 @@
 """The story world's videos and annotations: what is shown is what is said, from a seed, resumable."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -136,3 +141,17 @@ def test_people_and_objects_stay_inside_their_half_of_the_picture() -> None:
                 frame = np.asarray(draw_frame("park", [Figure(meaning=meaning, x=0.26, facing=facing)], 0.25, 64))
                 changed = np.abs(frame.astype(int) - empty["park"]).max(axis=(0, 2)) > 60
                 assert not changed[38:].any(), (person, action, facing)
+
+
+def test_ctrl_c_reaches_the_whole_group_and_leaves_one_line_no_traceback_and_no_half_video(tmp_path):
+    command = [sys.executable, "-m", "stories.world.make", "--output-dir", str(tmp_path), "--num-videos", "60"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("videos/.*")) and time.monotonic() < deadline:  # the first video is being written
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on from here" in errors and "Traceback" not in errors
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
+    assert not list(tmp_path.glob("videos/.*"))
