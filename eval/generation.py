@@ -193,10 +193,6 @@ def scene_features(model: Any, batch: Sequence[Mapping[str, Any]]) -> list[list[
     return [[features[[rows[key] for key in scene.keys]] for scene in story] for story in scenes]
 
 
-def _until_end(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end) + 1] if end in ids else ids
-
-
 def clean_prediction(text: str) -> str:
     """Return an answer as one line: what follows a role mark (the model talking to itself) and other marks are cut."""
     return clean_text(_OTHER_MARKS.sub(" ", _ROLE_MARKS.split(text, maxsplit=1)[0]))
