@@ -21,7 +21,9 @@ from llava.imagechain.distributed import deepspeed_problems, start_deepspeed_on_
 from llava.imagechain.features import DTYPES
 from llava.imagechain.files import read_json
 from llava.imagechain.labels import LOSS_ON
+from llava.imagechain.parts import trained_parts
 from llava.imagechain.story import CONTEXTS, HUB_DATASET
+from llava.imagechain.upstream_flags import NOT_SUPPORTED, VERSIONS, refusal
 from llava.imagechain.variants import get_variant
 
 # Settings with a fixed set of values.
@@ -53,6 +55,19 @@ class ModelArguments:
     lora_alpha: int = _setting(256, "scale of the adapters")
     lora_dropout: float = _setting(0.05, "dropout before the adapters, a share")
     freeze_mm_mlp_adapter: bool = _setting(False, "leave the projector as it is")
+    tune_mm_mlp_adapter: bool = _setting(False, "train the projector only")
+    unfreeze_mm_vision_tower: bool = _setting(False, "train the vision tower, too")
+    mm_tunable_parts: str | None = _setting(None, "what trains: mm_mlp_adapter, mm_vision_tower, mm_language_model")
+    lora_vision_tower: bool = _setting(False, "adapters in the vision tower, too")
+    vision_tower: str | None = _setting(None, "CLIP folder or hub name, to start from a plain language model")
+    pretrain_mm_mlp_adapter: str | None = _setting(None, "mm_projector.bin of a first stage, to start from")
+    mm_projector_type: str | None = _setting(None, "linear, mlp2x_gelu, ...; the model's own by default")
+    mm_vision_select_layer: int | None = _setting(None, "hidden state of the tower; the model's own by default")
+    mm_vision_select_feature: str | None = _setting(None, "patch or cls_patch; the model's own by default")
+    mm_patch_merge_type: str | None = _setting(None, "flat or spatial_unpad; the model's own by default")
+    mm_newline_position: str | None = _setting(None, "line ends in videos: grid, frame, one_token or no_token")
+    mm_spatial_pool_mode: str | None = _setting(None, "pooling of video frames: average, max or bilinear")
+    mm_vision_tower_lr: float | None = _setting(None, "learning rate of the vision tower; that of the rest by default")
     mm_projector_lr: float | None = _setting(None, "learning rate of the projector; that of the rest by default")
     frames_per_call: int | None = _setting(None, "most frames in one call of the vision tower; all by default")
     imagechain_last_scene: str | None = _setting(None, "frames of the last scene")
@@ -66,6 +81,15 @@ class DataArguments:
     """What it is trained on."""
 
     stories: str | None = _setting(None, f"StoryFrames folder, or {HUB_DATASET}")
+    data_path: str | None = _setting(None, "LLaVA's data instead: .json, .jsonl, base{a,b}.json or a .yaml mixture")
+    image_folder: str | None = _setting(None, "where the images of data_path lie")
+    video_folder: str | None = _setting(None, "where the videos of data_path lie")
+    image_aspect_ratio: str | None = _setting(None, "square, pad, anyres or anyres_max_N; the model's own by default")
+    image_grid_pinpoints: str | None = _setting(None, "resolutions of anyres; the model's own by default")
+    video_fps: int = _setting(1, "frames taken of a second of video")
+    frames_upbound: int = _setting(0, "most frames of a video; 0 is no bound")
+    force_sample: bool = _setting(False, "take frames_upbound frames of every video")
+    add_time_instruction: bool = _setting(False, "tell a video's length and the times of its frames in the question")
     variant: str | None = _setting(None, "a trained variant of the table in llava/imagechain/variants.py")
     variant_set: list[str] = _setting([], "changes to the variant, such as earlier_parts=image")  # noqa: RUF009
     context: str = _setting("c2_7", "numbers of scenes trained on")
@@ -97,6 +121,8 @@ Groups = tuple[ModelArguments, DataArguments, TrainArguments]
 CLASSES = (ModelArguments, DataArguments, TrainArguments)
 # Names that other library versions use; translated where the installed one does not know them.
 TRANSLATED = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
+# Names of the library that stand for a setting here, whether or not the installed version knows them.
+OURS = {"overwrite_output_dir": "overwrite"}
 # What may differ between a run and its resumption.
 FREE_ON_RESUME = {
     "output_dir", "resume", "overwrite", "dry_run", "feature_cache", "eval_limit", "report_to", "run_name", "deepspeed",
@@ -108,6 +134,7 @@ FREE_ON_RESUME = {
 ABOVE_ZERO = (
     "limit", "eval_limit", "per_device_train_batch_size", "per_device_eval_batch_size", "global_batch_size",
     "model_max_length", "lora_r", "frames_per_call", "num_train_epochs", "learning_rate", "mm_projector_lr",
+    "mm_vision_tower_lr", "video_fps",
 )  # fmt: skip
 NOT_NEGATIVE = ("length_group_batches", "dataloader_num_workers", "seed", "max_skipped", "weight_decay", "lora_dropout")
 
@@ -144,7 +171,15 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
     for layer in layers:
         for name, value in layer.items():
             key = name.replace("-", "_")
-            key = TRANSLATED.get(key, key) if key not in known else key
+            key = OURS.get(key, TRANSLATED.get(key, key) if key not in known else key)
+            if key == "logging_dir" and key not in known and (folder := _words(value)):
+                os.environ["TENSORBOARD_LOGGING_DIR"] = folder[0]  # its name in transformers 5
+                continue
+            if key == "group_by_length":  # batches are grouped by length unless this is off
+                key, value = "length_group_batches", None if _words(value) in ([], ["true"], ["True"], None) else 0
+            if key in NOT_SUPPORTED:
+                problems += [problem] if (problem := refusal(key, _words(value))) else []
+                continue
             if key.startswith("no_") and key[3:] in known and not value:
                 key, value = key[3:], False
             if key not in known:
@@ -215,7 +250,10 @@ def _words(value: Any) -> list[str] | None:
 def _check(groups: Groups, given: set[str]) -> list[str]:
     model, data, train = groups
     problems = []
-    for name, what in (("model_name_or_path", model), ("stories", data), ("variant", data)):
+    model.version = VERSIONS.get(model.version, model.version)
+    problems += check_llava_json(groups) if data.data_path else []
+    needed = [("model_name_or_path", model)] + ([] if data.data_path else [("stories", data), ("variant", data)])
+    for name, what in needed:
         if not getattr(what, name):
             problems.append(f"--{name} is required: {type(what).__dataclass_fields__[name].metadata['help']}")
     if "output_dir" not in given or not train.output_dir:
@@ -225,7 +263,11 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
         if value is not None and value not in allowed:
             problems.append(f"{name}: unknown value {value!r}{nearest(str(value), allowed)}")
     if model.model_name_or_path:
-        problems += _check_model(Path(model.model_name_or_path))
+        problems += _check_model(Path(model.model_name_or_path), model)
+    try:
+        trained_parts(model)
+    except ConfigError as error:
+        problems.append(str(error))
     problems += [
         f"{name}: a number above 0 was wanted, found {value}"
         for name in ABOVE_ZERO
@@ -255,14 +297,50 @@ def _value(groups: Groups, name: str) -> float:
     return 1 if value is None else value
 
 
-def _check_model(folder: Path) -> list[str]:
+def check_llava_json(groups: Groups) -> list[str]:
+    """Return what is wrong with the settings of a run on LLaVA's JSON."""
+    _, data, train = groups
+    problems = [
+        f"{name}: found beside data_path; a run has stories or LLaVA's JSON"
+        for name in ("stories", "variant", "feature_cache")
+        if getattr(data, name)
+    ]
+    if str(getattr(train.eval_strategy, "value", train.eval_strategy)) != "no":
+        problems.append("eval_strategy: with data_path there is nothing to evaluate on; set it to no")
+    if data.loss_on == "all_text":
+        problems.append("loss_on: with data_path, answers or last_answer was wanted")
+    problems += [
+        f"{name}: {folder} is not a folder"
+        for name in ("image_folder", "video_folder")
+        if (folder := getattr(data, name)) and not Path(folder).is_dir()
+    ]
+    aspect = data.image_aspect_ratio or "square"
+    if aspect not in ("square", "pad") and not aspect.startswith("anyres"):
+        problems.append(f"image_aspect_ratio: square, pad, anyres or anyres_max_N was wanted, found {aspect!r}")
+    return problems
+
+
+def _check_model(folder: Path, model: ModelArguments) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"model_name_or_path: {folder} is not a model folder (no config.json in it)"]
     if (folder / "adapter_config.json").is_file():
         return [f"model_name_or_path: {folder} is a LoRA folder; a whole model was wanted, such as the adapter's base"]
-    if not read_json(folder / "config.json").get("mm_vision_tower"):
-        return [f"model_name_or_path: {folder} is no LLaVA model (its config.json names no mm_vision_tower)"]
-    return []
+    config = read_json(folder / "config.json")
+    if not config.get("mm_vision_tower"):
+        if model.vision_tower:
+            return []  # a language model that gets its tower now
+        return [
+            f"model_name_or_path: {folder} is no LLaVA model (its config.json names no mm_vision_tower); "
+            "--vision_tower makes one of a language model"
+        ]
+    if model.vision_tower and Path(model.vision_tower).name != Path(config["mm_vision_tower"]).name:
+        return [f"vision_tower: {model.vision_tower}, but the model was made with {config['mm_vision_tower']}"]
+    names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature")
+    return [
+        f"{name}: {wanted}, but the model was made with {config[name]}"
+        for name in names
+        if (wanted := getattr(model, name)) is not None and config.get(name, wanted) != wanted
+    ]
 
 
 def _settle_batches(train: TrainArguments, given: set[str]) -> list[str]:

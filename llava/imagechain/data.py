@@ -285,7 +285,11 @@ class Collator:
     pad_token_id: int = 0
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return input_ids, labels, attention_mask (B, L), images and modalities (lists over B)."""
+        """Return input_ids, labels, attention_mask (B, L), images and modalities.
+
+        The lists run over B; with examples that hold "modalities" (LLaVA's JSON) over the images of all rows, of which
+        a row of text has none, and `image_sizes` comes with them.
+        """
         length = max(len(example["input_ids"]) for example in examples)
         input_ids = torch.full((len(examples), length), self.pad_token_id, dtype=torch.long)
         labels = torch.full((len(examples), length), IGNORE_INDEX, dtype=torch.long)
@@ -295,10 +299,11 @@ class Collator:
             input_ids[row, :size] = example["input_ids"]
             labels[row, : len(example["labels"])] = example["labels"]
             attention_mask[row, :size] = True
-        return {
-            "input_ids": input_ids,
-            "labels": labels,
-            "attention_mask": attention_mask,
+        batch = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+        if "modalities" in examples[0]:
+            names = ("images", "modalities", "image_sizes")
+            return batch | {name: [entry for example in examples for entry in example[name]] for name in names}
+        return batch | {
             "images": [example["images"] for example in examples],
             "modalities": [example["modality"] for example in examples],
         }

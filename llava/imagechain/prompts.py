@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def chat_marks(tokenizer: Any = None, conversation_name: str | None = None) -> l
     return sorted({mark.strip() for mark in marks if len(mark.strip()) > 1}, key=lambda mark: (-len(mark), mark))
 
 
-def neutralize(text: str, tokenizer: Any = None, conversation_name: str | None = None) -> str:
+def neutralize(
+    text: str, tokenizer: Any = None, conversation_name: str | None = None, keep: Collection[str] = ()
+) -> str:
     """Make untrusted text harmless: no special token, image mark or chat role can come out of it.
 
     A space is put before the last character of each mark ("</s >", "USER :"); other text is returned unchanged.
@@ -81,11 +83,13 @@ def neutralize(text: str, tokenizer: Any = None, conversation_name: str | None =
         text: A description from a dataset, a prediction, ...
         tokenizer: The tokenizer that will encode it; without one only the common marks are known.
         conversation_name: Conversation template in use.
+        keep: Marks that are let through.
 
     Raises:
         ValueError: The tokenizer makes special tokens out of the text whatever is done.
     """
-    pattern = re.compile("|".join(map(re.escape, chat_marks(tokenizer, conversation_name))))
+    marks = [mark for mark in chat_marks(tokenizer, conversation_name) if mark not in keep]
+    pattern = re.compile("|".join(map(re.escape, marks)))
     text = _break_marks(_DELIMITERS.sub("", text), pattern)
     if tokenizer is None or (text.isascii() and text.isprintable()):
         return text
@@ -94,6 +98,7 @@ def neutralize(text: str, tokenizer: Any = None, conversation_name: str | None =
         ids = tokenizer(text, add_special_tokens=False).input_ids
         seen = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} - {tokenizer.unk_token_id}
+        special -= {tokenizer.convert_tokens_to_ids(mark) for mark in keep}
         if not special.intersection(ids) and not pattern.search(seen):
             return text
         text = _break_marks(seen, pattern).strip()
@@ -184,11 +189,26 @@ _DELIMITERS = re.compile("[\ue000-\ue004]")
 
 
 def _render_template(turns: Sequence[Turn], tokenizer: Any, conversation_name: str) -> list[Span]:
+    return render_marked([("\n".join(_template_pieces(turn)), turn.assistant) for turn in turns], conversation_name)
+
+
+def render_marked(messages: Sequence[tuple[str, str]], conversation_name: str) -> list[Span]:
+    """Render pairs (question with delimited pieces, answer) by the conversation's own rules."""
     conversation = _conversation(conversation_name)
-    for turn in turns:
-        conversation.append_message(conversation.roles[0], "\n".join(_template_pieces(turn)))
-        conversation.append_message(conversation.roles[1], f"{_OPEN['answer']}{turn.assistant}{_CLOSE}")
-    text = conversation.get_prompt()
+    plain = conversation.sep_style.name == "PLAIN"
+    for question, answer in messages:
+        # Style PLAIN is for captions: of a question only the image counts.
+        question = "".join(m[0] for m in _PIECE.finditer(question) if m[1] == _OPEN["image"]) if plain else question
+        conversation.append_message(conversation.roles[0], question)
+        conversation.append_message(conversation.roles[1], f"{_OPEN['answer']}{answer}{_CLOSE}")
+    if conversation.sep_style.name == "LLAMA_3":
+        said = [("system", conversation.system), *conversation.messages]
+        text = "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{t}{conversation.sep}" for role, t in said)
+    elif plain:  # training puts the line break behind the caption
+        said = conversation.messages
+        text = "".join(text + conversation.sep * (number % 2) for number, (_, text) in enumerate(said))
+    else:
+        text = conversation.get_prompt()
     kinds: dict[str, Kind] = {mark: kind for kind, mark in _OPEN.items()}  # type: ignore[misc]
     spans: list[Span] = []
     position = 0
@@ -224,6 +244,8 @@ def _outside(text: str, before: Sequence[Span], conversation: Any) -> list[Span]
         start = text.find(system)
         return [Span(text[:start], "role"), Span(system, "system"), Span(text[start + len(system) :], "role")]
     if before[-1].kind == "answer":
+        if conversation.sep_style.name == "PLAIN":
+            return [Span(text, "end")]  # its line break
         for separator in (conversation.sep2, conversation.sep):
             mark = (separator or "").strip()
             if mark and mark in text:

@@ -16,11 +16,9 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from llava.imagechain.checkpoint import (
-    LORA_TARGETS,
     NON_LORA,
     is_adapter,
     load_named,
-    plain_name,
     read_non_lora,
     save_checkpoint,
     trainable_state,
@@ -28,68 +26,11 @@ from llava.imagechain.checkpoint import (
 from llava.imagechain.compat import is_distributed, numpy_state_allowed
 from llava.imagechain.data import Collator, StoryExamples
 from llava.imagechain.labels import IGNORE_INDEX
+from llava.imagechain.parts import parameter_groups, part_of, prepare_model, trainable_table
 from llava.imagechain.weights import read_tensors
 
+__all__ = ["ImageChainTrainer", "LengthGroupedSampler", "make_trainer", "part_of", "prepare_model", "trainable_table"]
 logger = logging.getLogger(__name__)
-
-
-# --- what trains ------------------------------------------------------------------------------------------------------
-
-
-def prepare_model(model: Any, settings: Any) -> Any:
-    """Freeze the model, then let train what the settings say; what trains is held in float32.
-
-    Args:
-        model: A LLaVA model.
-        settings: `ModelArguments`.
-
-    Returns:
-        The model, inside peft's when LoRA is on.
-    """
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    if settings.lora_enable:
-        from peft import LoraConfig, get_peft_model
-
-        # Paper section 5.3: r 128, alpha 256. The tower never gets adapters (full-name pattern).
-        lora = LoraConfig(
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=LORA_TARGETS,
-            task_type="CAUSAL_LM",
-        )
-        model = get_peft_model(model, lora)
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
-        if part == "language model" and not settings.lora_enable:
-            parameter.requires_grad_(True)
-        if part == "projector":
-            parameter.requires_grad_(not settings.freeze_mm_mlp_adapter)
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
-
-
-def part_of(name: str) -> str:
-    """Return which part of the model a parameter belongs to."""
-    if "lora_" in name:
-        return "LoRA"
-    for key, part in (("vision_tower", "vision tower"), ("mm_projector", "projector"), ("image_newline", "line end")):
-        if key in plain_name(name):
-            return part
-    return "language model"
-
-
-def trainable_table(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Return, part by part, how many parameters there are and how many of them train."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        row = rows.setdefault(part_of(name), {"part": part_of(name), "parameters": 0, "trained": 0})
-        count = int(getattr(parameter, "ds_numel", parameter.numel()))
-        row["parameters"] += count
-        row["trained"] += count * parameter.requires_grad
-    return list(rows.values())
 
 
 # --- order of the examples --------------------------------------------------------------------------------------------
@@ -159,9 +100,11 @@ class LengthGroupedSampler(Sampler[int]):
 class ImageChainTrainer(Trainer):
     """Trains on `StoryExamples`; `eval_dataset` is a dict of them by number of scenes."""
 
-    def __init__(self, *arguments: Any, base_dir: str, projector_lr: float | None = None, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, base_dir: str, rates: dict[str, float | None] | None = None, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
-        self.base_dir, self.projector_lr = base_dir, projector_lr
+        self.base_dir, self.rates = base_dir, rates or {}
         self._tokens = 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -174,24 +117,13 @@ class ImageChainTrainer(Trainer):
         return self.order
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Make the optimizer; the projector has its own learning rate."""
+        """Make the optimizer; each part of the model can have its own learning rate."""
         model = self.model if model is None else model
         if self.optimizer is None:  # type: ignore[has-type]
-            groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
             decayed = set(self.get_decay_parameter_names(model))
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    key = (part_of(name) == "projector", name in decayed)
-                    groups.setdefault(key, []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            rates = {True: self.projector_lr or self.args.learning_rate, False: self.args.learning_rate}
-            self.optimizer = optimizer_class(
-                [
-                    {"params": group, "lr": rates[projector], "weight_decay": self.args.weight_decay * decays}
-                    for (projector, decays), group in groups.items()
-                ],
-                **options,
-            )
+            groups = parameter_groups(model, decayed, self.args.weight_decay, self.rates, self.args.learning_rate)
+            self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
@@ -277,9 +209,9 @@ def make_trainer(
     *,
     tokenizer: Any,
     base_dir: str,
-    projector_lr: float | None,
+    rates: dict[str, float | None] | None = None,
 ) -> ImageChainTrainer:
-    """Make a trainer for prepared examples; `settings` are `TrainArguments`."""
+    """Make a trainer for prepared examples; `settings` are `TrainArguments`, `rates` learning rates by part."""
     import inspect
 
     name = "processing_class" if "processing_class" in inspect.signature(Trainer).parameters else "tokenizer"
@@ -297,7 +229,7 @@ def make_trainer(
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id or 0),
         callbacks=[MinuteLog(), StopGently()],
         base_dir=base_dir,
-        projector_lr=projector_lr,
+        rates=rates,
         **{name: tokenizer},
     )
     trainer.add_callback(EpochOrder(trainer))

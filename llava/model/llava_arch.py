@@ -167,9 +167,11 @@ class LlavaMetaForCausalLM(ABC):
         rows = items_by_row([] if images is None or not has_tower else read_items(images, modalities), marks)
         tokens = self._tokens_of_rows(rows, image_sizes) if has_tower else [[] for _ in rows]
         table = self.get_model().embed_tokens
-        embedded = table(input_ids.clamp(min=0))
+        nothing: Any = 0
         if self.training and has_tower and not any(rows):  # keeps the projector in the graph of a batch of text
-            embedded = embedded + self._project(embedded.new_zeros(1, 1, self.config.mm_hidden_size)).sum() * 0
+            # Before the embedding, as with images: with ZeRO-3 all processes gather weights in one order.
+            nothing = self._project(table.weight.new_zeros(1, 1, self.config.mm_hidden_size)).sum() * 0
+        embedded = table(input_ids.clamp(min=0)) + nothing
         known = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
         spliced = [
             splice_row(input_ids[row][present[row]], embedded[row][present[row]], known[row][present[row]], tokens[row])

@@ -28,7 +28,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from llava.imagechain.arguments import (
     DataArguments,
     Groups,
-    ModelArguments,
     TrainArguments,
     as_json,
     changed_on_resume,
@@ -49,7 +48,7 @@ logger = logging.getLogger("llava.train")
 class Stories:
     """What is trained and evaluated on."""
 
-    train: StoryFrames
+    train: Any  # StoryFrames, or llava_json.Samples
     evaluation: dict[str, StoryFrames]
 
 
@@ -69,8 +68,8 @@ def train(argv: Sequence[str] | None = None) -> int:
         datefmt="%H:%M:%S",
         force=True,
     )
-    variant = get_variant(str(data.variant), data.variant_set)
-    if "num_train_epochs" not in given:
+    variant = None if data.data_path else get_variant(str(data.variant), data.variant_set)
+    if variant and "num_train_epochs" not in given:
         settings.num_train_epochs = variant.num_epochs(data.context)
     try:
         stories = read_stories(data, settings)
@@ -96,6 +95,10 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 def read_stories(data: DataArguments, settings: TrainArguments) -> Stories:
     """Read the training stories of the context, and the validation stories by number of scenes."""
+    if data.data_path:
+        from llava.imagechain.llava_json import Samples, read_samples
+
+        return Stories(train=Samples(read_samples(data.data_path, settings.seed)[: data.limit]), evaluation={})
     chosen = load_stories(str(data.stories), "train", data.context)
     if data.limit:
         chosen = chosen[: data.limit]
@@ -139,14 +142,18 @@ def find_start(groups: Groups, made_from: dict[str, str]) -> str | None:
     return "finished" if finished else str(checkpoint)
 
 
-def run_training(groups: Groups, variant: Variant, stories: Stories, checkpoint: str | None, run: Run | None) -> int:
+def run_training(
+    groups: Groups, variant: Variant | None, stories: Stories, checkpoint: str | None, run: Run | None
+) -> int:
     """Load, train, save; `run` is None on every process but the first."""
     from transformers import set_seed
 
-    from llava.imagechain.trainer import make_trainer, prepare_model, trainable_table
+    from llava.imagechain.parts import prepare_model, trainable_table
+    from llava.imagechain.start import load_model
+    from llava.imagechain.trainer import make_trainer
 
     model_arguments, _, settings = groups
-    loaded = load_model(model_arguments, settings)
+    loaded = load_model(groups)
     examples, evaluation = make_examples(groups, variant, stories, loaded)
     set_seed(settings.seed)  # here, so that the adapters start the same whether features had to be computed or not
     model = prepare_model(loaded.model, model_arguments)
@@ -155,7 +162,7 @@ def run_training(groups: Groups, variant: Variant, stories: Stories, checkpoint:
     trainer = make_trainer(
         model, settings, examples, evaluation,
         tokenizer=loaded.tokenizer, base_dir=str(model_arguments.model_name_or_path),
-        projector_lr=model_arguments.mm_projector_lr,
+        rates={"projector": model_arguments.mm_projector_lr, "vision tower": model_arguments.mm_vision_tower_lr},
     )  # fmt: skip
     if run:
         run.record(
@@ -179,37 +186,22 @@ def run_training(groups: Groups, variant: Variant, stories: Stories, checkpoint:
             stories_per_second=round(settings.global_batch_size * trainer.state.global_step / seconds, 2),
             label_tokens=sum(plan.num_labels for plan in examples.plans),
         )  # fmt: skip
-    logger.info("%s is trained: %s", variant.title, settings.output_dir)
+    logger.info("%s is trained: %s", variant.title if variant else "The model", settings.output_dir)
     return 0
 
 
-def load_model(model_arguments: ModelArguments, settings: TrainArguments) -> Any:
-    """Load the base model and settle the decisions it will carry."""
-    import torch
-
-    from llava.imagechain.checkpoint import load_checkpoint
-
-    half = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else torch.float32
-    on_cpu = settings.device.type == "cpu"
-    loaded = load_checkpoint(
-        str(model_arguments.model_name_or_path),
-        device=settings.device,
-        dtype=torch.float32 if on_cpu else half,
-        attn_implementation=model_arguments.attn_implementation,
-    )
-    wanted = {name: getattr(model_arguments, name) for name in DECISIONS}
-    settle_decisions(loaded.model.config, wanted, trained=False)
-    loaded.model.get_vision_tower().frames_per_call = model_arguments.frames_per_call
-    return loaded
-
-
 def make_examples(
-    groups: Groups, variant: Variant, stories: Stories, loaded: Any
-) -> tuple[StoryExamples, dict[str, StoryExamples]]:
+    groups: Groups, variant: Variant | None, stories: Stories, loaded: Any
+) -> tuple[Any, dict[str, StoryExamples]]:
     """Make the training and validation examples, computing the feature cache when there is to be one."""
     from llava.imagechain.features import cached_features
 
     _, data, settings = groups
+    if variant is None:
+        examples = json_examples(groups, stories, loaded.tokenizer, loaded.image_processor, loaded.model.config)
+        if settings.process_index == 0:
+            report_skipped([examples], settings, data)
+        return examples, {}
     tower = loaded.model.get_vision_tower()
     made = example_settings(groups, variant, loaded.model.config, int(tower.num_patches))
     collections = [stories.train, *stories.evaluation.values()]
@@ -234,6 +226,14 @@ def make_examples(
         report_skipped(all_examples, settings, data)
     evaluation = dict(zip(stories.evaluation, all_examples[1:], strict=True))
     return all_examples[0], {name: examples for name, examples in evaluation.items() if len(examples)}
+
+
+def json_examples(groups: Groups, stories: Stories, tokenizer: Any, image_processor: Any, config: Any) -> Any:
+    """Make the examples of a run on LLaVA's JSON."""
+    from llava.imagechain.llava_json import LlavaJsonExamples, json_settings
+
+    vision = vision_config(config, str(groups[0].model_name_or_path))
+    return LlavaJsonExamples(stories.train, tokenizer, image_processor, json_settings(groups, config, vision))
 
 
 def example_settings(groups: Groups, variant: Variant, config: Any, tokens_per_scene: int) -> ExampleSettings:
@@ -280,25 +280,35 @@ def report_skipped(all_examples: Sequence[StoryExamples], settings: TrainArgumen
         )
 
 
-def show_plan(groups: Groups, variant: Variant, stories: Stories) -> int:
+def show_plan(groups: Groups, variant: Variant | None, stories: Stories) -> int:
     """Print what a run would do, from the texts and configs alone."""
     from llava.imagechain.checkpoint import load_tokenizer
+    from llava.imagechain.start import is_language_model, set_layout
 
     model_arguments, _, settings = groups
     folder = str(model_arguments.model_name_or_path)
     config = SimpleNamespace(**read_json(Path(folder) / "config.json"))
     settle_decisions(config, {name: getattr(model_arguments, name) for name in DECISIONS}, trained=False)
-    made = example_settings(groups, variant, config, tokens_per_scene(config, folder))
-    examples = StoryExamples(
-        stories.train, variant, load_tokenizer(folder), None, made,
-        demonstrations=stories.train if variant.demonstrations else None,
-    )  # fmt: skip
+    if model_arguments.vision_tower and is_language_model(folder):
+        config.mm_vision_tower = model_arguments.vision_tower
+    set_layout(config, model_arguments, groups[1])
+    made: Any
+    if variant is None:
+        examples: Any = json_examples(groups, stories, load_tokenizer(folder), None, config)
+        made = examples.settings
+    else:
+        made = example_settings(groups, variant, config, tokens_per_scene(config, folder))
+        examples = StoryExamples(
+            stories.train, variant, load_tokenizer(folder), None, made,
+            demonstrations=stories.train if variant.demonstrations else None,
+        )  # fmt: skip
     count = len(examples)
     steps = math.ceil(math.ceil(count / settings.global_batch_size) * settings.num_train_epochs)
     steps = settings.max_steps if settings.max_steps > 0 else steps
     shortened = sum(entry["shortened"] for entry in examples.summary().values())
+    what = f"{variant.title} on {groups[1].context}" if variant else f"{groups[1].data_path}"
     print(
-        f"{variant.title} on {groups[1].context}: {count} stories, {settings.num_train_epochs:g} epochs, {steps} steps "
+        f"{what}: {count} stories, {settings.num_train_epochs:g} epochs, {steps} steps "
         f"of {settings.global_batch_size} ({settings.world_size} devices x {settings.per_device_train_batch_size} x "
         f"{settings.gradient_accumulation_steps}), loss on {made.loss_on}\n"
         f"positions: mean {sum(examples.lengths) / max(count, 1):.0f}, most {max(examples.lengths, default=0)} of "
@@ -309,13 +319,18 @@ def show_plan(groups: Groups, variant: Variant, stories: Stories) -> int:
     return 0
 
 
-def tokens_per_scene(config: Any, folder: str) -> int:
-    """Return the visual tokens of a scene, from the config of the vision tower."""
+def vision_config(config: Any, folder: str) -> Any:
+    """Return the config of a model's vision tower."""
     from transformers import CLIPVisionConfig
 
     from llava.imagechain.vision import tower_source
 
-    vision = CLIPVisionConfig.from_pretrained(tower_source(config.mm_vision_tower, folder))
+    return CLIPVisionConfig.from_pretrained(tower_source(config.mm_vision_tower, folder))
+
+
+def tokens_per_scene(config: Any, folder: str) -> int:
+    """Return the visual tokens of a scene, from the config of the vision tower."""
+    vision = vision_config(config, folder)
     patches = (vision.image_size // vision.patch_size) ** 2
     return patches + str(getattr(config, "mm_vision_select_feature", None)).endswith("cls_patch")
 

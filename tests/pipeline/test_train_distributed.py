@@ -32,7 +32,8 @@ needs_deepspeed = pytest.mark.skipif(
 
 def train(base, data, output, *more, processes=2):
     arguments = [
-        "-m", "llava.train.train", "--config", *CONFIGS, "--model_name_or_path", str(base), *data,
+        "-m", "llava.train.train", "--config", *(CONFIGS[:1] if "--data_path" in data else CONFIGS),
+        "--model_name_or_path", str(base), *data,
         "--output_dir", str(output), *QUICK, *more,
     ]  # fmt: skip
     environment = os.environ | {
@@ -152,3 +153,41 @@ def test_deepspeed_without_a_launcher_is_refused_with_the_way_to_start_it(tiny_b
     with pytest.raises(ConfigError, match="started without a launcher") as error:
         parse_arguments([*flags, "--deepspeed", str(tmp_path / "none.json")])
     assert "is not a file; configs/deepspeed holds three" in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def mixed_data(tmp_path_factory):
+    """LLaVA's JSON: text only, one image, sequences of unequal numbers of scenes and frames."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("json")
+    for number in range(3):
+        Image.new("RGB", (40, 30), (80 * number, 10, 10)).save(root / f"{number}.jpg")
+    scenes = [["0.jpg"], ["1.jpg", "2.jpg", "0.jpg"], ["2.jpg"]]
+    media = [
+        ("What is it?", {}), ("<image>\nWhat?", {"image": "0.jpg"}), ("Say more.", {}),
+        ("<image> and <image>?", {"video-seq": scenes[:2]}), ("<image><image><image>", {"video-seq": scenes}),
+        ("Why?", {}),
+    ]  # fmt: skip
+    samples = []
+    for number, (text, more) in enumerate(media):
+        said = [{"from": "human", "value": text}, {"from": "gpt", "value": f"A cat {number}."}]
+        samples.append({"id": str(number), "conversations": said, **more})
+    (root / "data.json").write_text(json.dumps(samples))
+    return "--data_path", str(root / "data.json"), "--image_folder", str(root)
+
+
+MIXED = (
+    "--global_batch_size", "2", "--per_device_train_batch_size", "1", "--max_steps", "9", "--length_group_batches", "0",
+)  # fmt: skip
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_processes_with_text_only_or_other_numbers_of_scenes_train_together_under_zero3(
+    tiny_base, mixed_data, tmp_path
+):
+    one = train(tiny_base, mixed_data, tmp_path / "one", *MIXED, processes=1)
+    two = train(tiny_base, mixed_data, tmp_path / "two", *MIXED, *zero("zero3", tmp_path))
+    assert len(losses(one)) == 9
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)

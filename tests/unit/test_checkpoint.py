@@ -2,11 +2,11 @@
 
 import json
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from llava.imagechain.arguments import ModelArguments
 from llava.imagechain.checkpoint import (
     NON_LORA,
     is_complete,
@@ -26,10 +26,7 @@ def trained(tiny_llava):
     """A base with adapter and projector moved away from where they start."""
     loaded = load_checkpoint(tiny_llava.full, device="cpu", dtype=torch.float32)
     settle_decisions(loaded.model.config, {"imagechain_last_scene": "last_frame"}, trained=False)
-    arguments = SimpleNamespace(
-        lora_enable=True, lora_r=4, lora_alpha=8, lora_dropout=0.0, freeze_mm_mlp_adapter=False,
-        model_name_or_path=str(tiny_llava.full),
-    )  # fmt: skip
+    arguments = ModelArguments(lora_enable=True, lora_r=4, lora_alpha=8, lora_dropout=0.0)
     model = prepare_model(loaded.model, arguments)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -90,7 +87,7 @@ def test_an_adapter_names_a_relative_base_from_its_own_folder(tmp_path, trained,
 
 def test_a_full_model_is_saved_and_loaded_whole(tmp_path, tiny_llava):
     loaded = load_checkpoint(tiny_llava.full, device="cpu")
-    arguments = SimpleNamespace(lora_enable=False, freeze_mm_mlp_adapter=False)
+    arguments = ModelArguments(lora_enable=False)
     model = prepare_model(loaded.model, arguments)
     with torch.no_grad():
         model.lm_head.weight.add_(0.1)

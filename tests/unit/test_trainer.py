@@ -1,11 +1,11 @@
 """The trainer's parts: what trains, in which order, at which rate, and the loss over the global batch."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from llava.imagechain.arguments import ModelArguments
 from llava.imagechain.checkpoint import LORA_TARGETS
 from llava.imagechain.trainer import LengthGroupedSampler, part_of, prepare_model, trainable_table
 
@@ -18,11 +18,8 @@ def model(tiny_llava):
 
 
 def settings(**changes):
-    values = {
-        "lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "freeze_mm_mlp_adapter": False,
-        "model_name_or_path": "base", **changes,
-    }  # fmt: skip
-    return SimpleNamespace(**values)
+    values = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **changes}
+    return ModelArguments(**values)
 
 
 def trained_parts(model):

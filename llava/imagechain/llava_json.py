@@ -1,0 +1,360 @@
+"""Training data in LLaVA's JSON: conversations with `image`, `video`, `video-seq` or text only.
+
+A sample: {"id", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, ...]} and at most one of
+`image` (a name or a list), `video` (a file or a folder of frames), `video-seq` (a list over scenes of lists of frames).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.data import Dataset
+
+from llava.imagechain.data import Plan
+from llava.imagechain.decisions import decision
+from llava.imagechain.files import read_json, read_jsonl
+from llava.imagechain.items import SEQUENCE
+from llava.imagechain.labels import make_labels
+from llava.imagechain.media import (
+    Sampling,
+    frame_files,
+    image_size,
+    read_image,
+    read_video,
+    safe_path,
+    video_facts,
+)
+from llava.imagechain.merge import MergeRules, image_tokens, video_tokens
+from llava.imagechain.messages import is_transcript, read_turns, render_messages, with_image_first
+from llava.imagechain.prompts import encode
+
+MEDIA = ("image", "video", SEQUENCE)
+LAYOUT_KEYS = (
+    "image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type", "mm_newline_position",
+    "mm_spatial_pool_mode", "imagechain_scene_aspect", "add_faster_video",
+)  # fmt: skip
+
+
+class Samples(list[Any]):
+    """Samples with the face that stories show to a run."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Their ids."""
+        return [str(sample.get("id")) if isinstance(sample, dict) else "" for sample in self]
+
+    def texts(self) -> list[Any]:
+        """All that they say."""
+        return list(self)
+
+
+# --- lists of samples -------------------------------------------------------------------------------------------------
+
+
+def read_samples(data_path: str, seed: int = 0) -> Samples:
+    """Read the samples that `data_path` names.
+
+    Args:
+        data_path: A .json list or .jsonl file, a brace pattern such as "part_{a,b}.json", or a .yaml file whose
+            `datasets` have a `json_path` and a `sampling_strategy` ("all", "first:N", "end:N", "random:N"; N may be a
+            percentage).
+        seed: Chooses the samples of "random".
+
+    Raises:
+        ValueError: A file is missing or is not such a file.
+    """
+    if data_path.endswith((".yaml", ".yml")):
+        return Samples(_read_mixture(Path(data_path), seed))
+    return Samples(sample for path in expand_braces(data_path) for sample in _read_file(Path(path)))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the paths of a pattern such as "base{a,b}.json"; a path without braces is itself."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [piece.split(",") if number % 2 else [piece] for number, piece in enumerate(pieces)]
+    return ["".join(choice).strip() for choice in itertools.product(*choices)]
+
+
+def _read_file(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise ValueError(f"data_path: {path} is not a file")
+    samples = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+    if not isinstance(samples, list):
+        raise ValueError(f"data_path: a list of samples was wanted in {path}, found {type(samples).__name__}")
+    return samples
+
+
+def _read_mixture(path: Path, seed: int) -> list[Any]:
+    if not path.is_file():
+        raise ValueError(f"data_path: {path} is not a file")
+    try:
+        entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("datasets")
+    except (yaml.YAMLError, AttributeError) as error:
+        raise ValueError(f"data_path: {path} is not valid: {error}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "json_path" in entry for entry in entries):
+        raise ValueError(f"data_path: {path} has no list `datasets` of entries with a json_path")
+    samples: list[Any] = []
+    for number, entry in enumerate(entries):
+        found = [sample for file in expand_braces(str(entry["json_path"])) for sample in _read_file(Path(file))]
+        samples += _choose(found, str(entry.get("sampling_strategy", "all")), seed + number)
+    return samples
+
+
+def _choose(samples: list[Any], strategy: str, seed: int) -> list[Any]:
+    kind, _, amount = strategy.partition(":")
+    if kind == "all" and not amount:
+        return samples
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", amount.strip())
+    if kind not in ("first", "end", "random") or match is None:
+        raise ValueError(f"sampling_strategy: all, first:N, end:N or random:N (N or N%) was wanted, found {strategy!r}")
+    share = float(match[1])
+    count = min(-int(-share * len(samples) // 100) if match[2] else int(share), len(samples))
+    if kind == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return [samples[i] for i in torch.randperm(len(samples), generator=generator)[:count].tolist()]
+    return samples[:count] if kind == "first" else samples[len(samples) - count :]
+
+
+# --- samples as examples ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JsonSettings:
+    """How samples become examples.
+
+    Attributes:
+        image_folder: Where `image` and `video-seq` names lie.
+        video_folder: Where `video` names lie.
+        conversation_name: Template of the model.
+        max_length: Most positions of an example, visual tokens included.
+        loss_on: "answers" or "last_answer".
+        scene_aspect: "crop" or "pad", for the frames of `video-seq`.
+        sampling: Frames of a video.
+        add_time_instruction: Put the video's length and the frames' times before the question.
+        side, image_size: Tokens and pixels along the side of an image.
+        config: The model's config (or what stands for it), for image layouts.
+    """
+
+    config: Any
+    side: int
+    image_size: int
+    image_folder: str | None = None
+    video_folder: str | None = None
+    conversation_name: str = "vicuna_v1"
+    max_length: int = 4096
+    loss_on: str = "answers"
+    scene_aspect: str = "crop"
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    add_time_instruction: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Media:
+    """The files of a sample: blocks of frames, and the visual tokens that each block becomes."""
+
+    kind: str
+    blocks: tuple[tuple[Path, ...], ...] = ()
+    frames: tuple[int, ...] = ()  # of a video file
+    tokens: tuple[int, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    note: str = ""
+
+
+class LlavaJsonExamples(Dataset[dict[str, Any]]):
+    """Samples of LLaVA's JSON as a torch dataset; what cannot be used is skipped once and listed.
+
+    Args:
+        samples: From `read_samples`.
+        tokenizer: The model's.
+        image_processor: The model's.
+        settings: How samples become examples.
+
+    Attributes:
+        plans: One `Plan` an example.
+        lengths: Positions of each, visual tokens included.
+        multimodal: Says of each whether it has images (`image`, `video` and `video-seq` alike).
+        skipped: Rows {"id", "reason"} of the samples left out.
+    """
+
+    def __init__(self, samples: Sequence[Any], tokenizer: Any, image_processor: Any, settings: JsonSettings) -> None:
+        self.stories = samples
+        self.tokenizer, self.image_processor, self.settings = tokenizer, image_processor, settings
+        self.plans: list[Plan] = []
+        self.media: list[Media] = []
+        self.skipped: list[dict[str, str]] = []
+        for number, sample in enumerate(samples):
+            name = str(sample.get("id", number)) if isinstance(sample, dict) else str(number)
+            try:
+                plan, media = self._plan(sample, name)
+            except ValueError as error:
+                self.skipped.append({"id": name, "reason": str(error)})
+                continue
+            self.plans.append(plan)
+            self.media.append(media)
+        self.lengths = [plan.length for plan in self.plans]
+        self.multimodal = [media.kind != "text" for media in self.media]
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one example: input_ids, labels (L,), images, modalities and image_sizes (one entry an image)."""
+        plan, media = self.plans[index], self.media[index]
+        images = self._pixels(media)
+        return {
+            "input_ids": torch.tensor(plan.input_ids),
+            "labels": torch.tensor(plan.labels),
+            "images": images,
+            "modalities": [media.kind] * len(images),
+            "image_sizes": list(media.sizes) or [(0, 0)] * len(images),
+            "length": plan.length,
+            "story_id": plan.story_id,
+        }
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Return how many samples there are of each kind."""
+        counts: dict[str, dict[str, int]] = {}
+        for media in self.media:
+            counts.setdefault(media.kind, {"stories": 0, "shortened": 0, "dropped_scenes": 0})["stories"] += 1
+        return counts
+
+    def _plan(self, sample: Any, name: str) -> tuple[Plan, Media]:
+        turns = read_turns(sample)
+        if not any(answer.strip() for _, answer in turns):
+            raise ValueError("it has no answer to learn")
+        media = self._media(sample)
+        transcript = is_transcript(turns)
+        if media.kind in ("image", "video") and not transcript:
+            turns = with_image_first(turns, media.note)
+        spans = render_messages(turns, self.tokenizer, self.settings.conversation_name, keep_turn_marks=transcript)
+        encoded = encode(spans, self.tokenizer)
+        if encoded.num_images != len(media.tokens):
+            raise ValueError(f"its text has {encoded.num_images} image marks, it names {len(media.tokens)} images")
+        length = len(encoded.input_ids) + sum(media.tokens) - len(media.tokens)
+        if length > self.settings.max_length:
+            raise ValueError(f"too long: {length} positions, at most {self.settings.max_length} were wanted")
+        labels = make_labels(encoded, self.settings.loss_on)
+        plan = Plan(
+            story_id=name, video_name="", num_scenes=len(media.tokens), num_dropped_scenes=0, reference=turns[-1][1],
+            input_ids=encoded.input_ids, labels=labels, scenes=(), length=length,
+        )  # fmt: skip
+        return plan, media
+
+    # --- files ---
+
+    def _media(self, sample: dict[str, Any]) -> Media:
+        given = [key for key in MEDIA if sample.get(key)]
+        if len(given) > 1:
+            raise ValueError(f"one of {', '.join(MEDIA)} was wanted, found {' and '.join(given)}")
+        if not given:
+            return Media(kind="text")
+        value = sample[given[0]]
+        return {"image": self._images, "video": self._video, SEQUENCE: self._sequence}[given[0]](value)
+
+    def _images(self, value: Any) -> Media:
+        names = value if isinstance(value, list) else [value]
+        paths = tuple(safe_path(self.settings.image_folder, name, "image_folder") for name in names)
+        sizes = tuple(image_size(path) for path in paths)
+        tokens = tuple(self._image_tokens(size) for size in sizes)
+        return Media(kind="image", blocks=tuple((path,) for path in paths), tokens=tokens, sizes=sizes)
+
+    def _video(self, value: Any) -> Media:
+        path = safe_path(self.settings.video_folder, value, "video_folder")
+        files = frame_files(path) if path.is_dir() else []
+        count, rate = (len(files), 1.0) if files else video_facts(path)
+        indices = self.settings.sampling.indices(count, rate)
+        chosen = tuple(files[index] for index in indices) if files else ()
+        sizes = [image_size(file) for file in chosen]
+        tokens = len(video_tokens(self._empty(len(indices)), self._rules()))
+        note = ""
+        if self.settings.add_time_instruction:
+            times = ",".join(f"{index / rate:.2f}s" for index in indices)
+            note = (
+                f"The video lasts for {count / rate:.2f} seconds, and {len(indices)} frames are uniformly sampled "
+                f"from it. These frames are located at {times}."
+                "Please answer the following questions related to this video."
+            )
+        return Media(
+            kind="video", blocks=(chosen or (path,),), frames=() if files else tuple(indices), tokens=(tokens,),
+            sizes=tuple(sizes[:1]) or ((0, 0),), note=note,
+        )  # fmt: skip
+
+    def _sequence(self, value: Any) -> Media:
+        if not isinstance(value, list) or not all(isinstance(scene, list) and scene for scene in value):
+            raise ValueError(f"{SEQUENCE}: a list over scenes of lists of frame names was wanted")
+        blocks = tuple(
+            tuple(safe_path(self.settings.image_folder, name, "image_folder") for name in scene) for scene in value
+        )
+        for path in itertools.chain.from_iterable(blocks):
+            image_size(path)
+        ends = (
+            self._rules().newline is not None and getattr(self.settings.config, "imagechain_scene_aspect", None) is None
+        )
+        return Media(kind=SEQUENCE, blocks=blocks, tokens=(self.settings.side**2 + ends,) * len(blocks))
+
+    # --- lengths: the model's own merging, on tensors without memory ---
+
+    def _rules(self) -> MergeRules:
+        unpad = "unpad" in (getattr(self.settings.config, "mm_patch_merge_type", None) or "")
+        newline = torch.empty(1, device="meta") if unpad else None
+        return MergeRules(
+            config=self.settings.config, side=self.settings.side, image_size=self.settings.image_size, newline=newline
+        )
+
+    def _empty(self, count: int) -> torch.Tensor:
+        return torch.empty(count, self.settings.side**2, 1, device="meta")
+
+    def _image_tokens(self, size: tuple[int, int]) -> int:
+        from llava.mm_utils import get_anyres_image_grid_shape
+
+        aspect = getattr(self.settings.config, "image_aspect_ratio", None) or "square"
+        tiles = 1
+        if aspect.startswith("anyres"):
+            points = self.settings.config.image_grid_pinpoints
+            columns, rows = get_anyres_image_grid_shape(size, points, self.settings.image_size)
+            tiles += columns * rows
+        return len(image_tokens(self._empty(tiles), size, self._rules()))
+
+    # --- pixels ---
+
+    def _pixels(self, media: Media) -> list[Any]:
+        from llava.imagechain.vision import process_scene_frames
+        from llava.mm_utils import process_images
+
+        if media.kind == SEQUENCE:
+            aspect = self.settings.scene_aspect
+            scenes = [[read_image(path) for path in block] for block in media.blocks]
+            return [[process_scene_frames(frames, self.image_processor, aspect) for frames in scenes]]
+        if media.kind == "video":
+            (block,) = media.blocks
+            frames = read_video(block[0], media.frames) if media.frames else [read_image(path) for path in block]
+            return [torch.as_tensor(self.image_processor.preprocess(frames, return_tensors="pt")["pixel_values"])]
+        images = [read_image(block[0]) for block in media.blocks]
+        return [process_images([image], self.image_processor, self.settings.config)[0] for image in images]
+
+
+def json_settings(groups: Any, config: Any, vision: Any) -> JsonSettings:
+    """Return how samples become examples, from the run's settings, the model's config and its tower's."""
+    model_arguments, data, settings = groups
+    limits = [getattr(config, name, None) for name in ("tokenizer_model_max_length", "max_position_embeddings")]
+    return JsonSettings(
+        config=SimpleNamespace(**{name: getattr(config, name, None) for name in LAYOUT_KEYS}),
+        side=vision.image_size // vision.patch_size,
+        image_size=vision.image_size,
+        image_folder=data.image_folder,
+        video_folder=data.video_folder,
+        conversation_name=model_arguments.version,
+        max_length=min([settings.model_max_length, *[int(limit) for limit in limits if limit]]),
+        loss_on=data.loss_on or "answers",
+        scene_aspect=decision(config, "imagechain_scene_aspect"),
+        sampling=Sampling(fps=data.video_fps, most=data.frames_upbound, always_most=data.force_sample),
+        add_time_instruction=data.add_time_instruction,
+    )

@@ -1,0 +1,90 @@
+"""What training starts from: a LLaVA folder, or a plain language model that gets its vision modules now."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from llava.imagechain.decisions import DECISIONS, settle_decisions
+from llava.imagechain.files import read_json
+
+# Settings that are keys of the model's config, and what LLaVA takes where a plain language model has none.
+LAYOUT = {
+    "image_aspect_ratio": "square", "image_grid_pinpoints": None, "mm_patch_merge_type": "flat",
+    "mm_newline_position": "grid", "mm_spatial_pool_mode": "bilinear",
+}  # fmt: skip
+MODULES = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
+
+
+def load_model(groups: Any) -> Any:
+    """Load the model to start from and settle the decisions and layout it will carry."""
+    import torch
+
+    from llava.imagechain.checkpoint import load_checkpoint
+
+    model_arguments, data, settings = groups
+    half = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else torch.float32
+    dtype = torch.float32 if settings.device.type == "cpu" else half
+    folder = str(model_arguments.model_name_or_path)
+    if is_language_model(folder):
+        loaded = _from_language_model(groups, dtype)
+    else:
+        loaded = load_checkpoint(
+            folder, device=settings.device, dtype=dtype, attn_implementation=model_arguments.attn_implementation
+        )
+        set_layout(loaded.model.config, model_arguments, data)
+        if model_arguments.pretrain_mm_mlp_adapter:
+            body = loaded.model.get_model()
+            body._load_adapter(model_arguments.pretrain_mm_mlp_adapter, body.vision_resampler)
+    wanted = {name: getattr(model_arguments, name) for name in DECISIONS}
+    settle_decisions(loaded.model.config, wanted, trained=False)
+    loaded.model.get_vision_tower().frames_per_call = model_arguments.frames_per_call
+    return loaded
+
+
+def is_language_model(folder: str) -> bool:
+    """Say whether a model folder has no vision tower yet."""
+    return not read_json(Path(folder) / "config.json").get("mm_vision_tower")
+
+
+def set_layout(config: Any, model_arguments: Any, data: Any) -> None:
+    """Put the image layout that was asked for into a model's config; what was not stays as the model has it."""
+    for name in LAYOUT:
+        wanted = getattr(data if hasattr(data, name) else model_arguments, name)
+        if wanted is not None:
+            setattr(config, name, wanted)
+
+
+def _from_language_model(groups: Any, dtype: Any) -> Any:
+    from llava.imagechain.checkpoint import LoadedModel, load_tokenizer
+    from llava.imagechain.compat import DTYPE_KEYWORD, attention_implementation
+    from llava.model.builder import _classes
+
+    model_arguments, data, settings = groups
+    folder = str(model_arguments.model_name_or_path)
+    model_class, config_class = _classes(folder, Path(folder).name)
+    model = model_class.from_pretrained(
+        folder,
+        config=config_class.from_pretrained(folder),
+        attn_implementation=attention_implementation(model_arguments.attn_implementation),
+        **{DTYPE_KEYWORD: dtype},
+    )
+    for name, default in LAYOUT.items():
+        setattr(model.config, name, default)
+    set_layout(model.config, model_arguments, data)
+    model.config.tokenizer_padding_side = "right"
+    model.config.tokenizer_model_max_length = settings.model_max_length
+    model.config.mm_use_im_start_end = model.config.mm_use_im_patch_token = False
+    given = {name: value for name, value in dataclasses.asdict(model_arguments).items() if value is not None}
+    model.get_model().initialize_vision_modules(
+        SimpleNamespace(**{"pretrain_mm_mlp_adapter": None, **LAYOUT, **MODULES, **given})
+    )
+    model.to(device=settings.device, dtype=dtype)
+    return LoadedModel(
+        tokenizer=load_tokenizer(folder),
+        model=model.eval(),
+        image_processor=model.get_vision_tower().image_processor,
+        context_length=settings.model_max_length,
+    )
