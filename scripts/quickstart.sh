@@ -44,7 +44,7 @@ stage() {
   shift
   printf '\n== %s\n' "$name"
   local log="$output/logs/${name//[^a-zA-Z0-9]/_}.log"
-  if ! "$@" 2>&1 | tee -a "$log"; then
+  if ! "$@" 2>&1 | tee -ia "$log"; then
     printf '\nquickstart: "%s" did not finish. Its log: %s\nThe same command carries on from here.\n' "$name" "$log" >&2
     exit 1
   fi

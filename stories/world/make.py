@@ -119,7 +119,7 @@ def make_world(config: MakeConfig) -> dict[str, int]:
         # The workers start here and inherit the blocked signal: Ctrl-C reaches them too, but is the parent's to answer.
         resource_tracker.ensure_running()  # would unblock the signal again when started with the first worker
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        done = pool.map(_render_job, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
+        done = pool.map(_render_job, jobs, chunksize=max(1, min(4, len(jobs) // (4 * workers))))
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for _ in tqdm(done, total=len(jobs), desc="rendering", unit="video", mininterval=_interval()):
