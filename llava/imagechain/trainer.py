@@ -25,6 +25,7 @@ from llava.imagechain.checkpoint import (
 )
 from llava.imagechain.compat import is_distributed, numpy_state_allowed
 from llava.imagechain.data import Collator, StoryExamples
+from llava.imagechain.files import atomic_path
 from llava.imagechain.labels import IGNORE_INDEX
 from llava.imagechain.parts import parameter_groups, part_of, prepare_model, trainable_table
 from llava.imagechain.weights import read_tensors
@@ -184,7 +185,11 @@ class ImageChainTrainer(Trainer):
         state = trainable_state(model)
         if self.args.should_save:
             tokenizer = getattr(self, "processing_class", None) or self.tokenizer  # its name up to transformers 4.45
-            save_checkpoint(output_dir or self.args.output_dir, model, state, tokenizer, self.base_dir)
+            folder = Path(output_dir or self.args.output_dir)
+            save_checkpoint(folder, model, state, tokenizer, self.base_dir)
+            if {part_of(name) for name, p in model.named_parameters() if p.requires_grad} == {"projector"}:
+                with atomic_path(folder / "mm_projector.bin") as temporary:  # what a second stage starts from
+                    torch.save({name: t for name, t in state.items() if "mm_projector" in name}, temporary)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with numpy_state_allowed():
@@ -286,23 +291,29 @@ class MinuteLog(TrainerCallback):
 
 
 class StopGently(TrainerCallback):
-    """On the first interrupt or termination signal: finish the step, write a checkpoint, stop. A second one kills."""
+    """On the first interrupt or termination signal: finish the step, write a checkpoint, stop. A second one kills.
+
+    A file `stop` in the output folder asks for the same: batch systems can write it where signals do not reach.
+    """
 
     def __init__(self) -> None:
         self.signalled = 0
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take over the signals."""
+        """Take over the signals; a request to stop that is older than the run does not count."""
+        (Path(args.output_dir) / "stop").unlink(missing_ok=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for a checkpoint and the end of training, on all processes at the same step."""
-        stop = torch.tensor(self.signalled, device=args.device)
+        file = Path(args.output_dir) / "stop"
+        stop = torch.tensor(self.signalled + file.exists(), device=args.device)
         if is_distributed():
             torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
         if stop:
+            file.unlink(missing_ok=True)
             control.should_save = control.should_training_stop = True
         return control
 

@@ -15,7 +15,7 @@
 #   CONFIG         further YAML files of settings, separated by spaces, such as configs/train/world.yaml
 #   FEATURE_CACHE  folder for frame features that are computed once and shared by all variants
 #   NUM_GPUS       GPUs on this machine (default: what nvidia-smi shows; 0 trains on the CPU with one process)
-#   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several machines: run the same command on each
+#   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several machines: run the same command on each (scripts/slurm: by Slurm)
 #   DEEPSPEED      DeepSpeed config for more than one GPU (default configs/deepspeed/zero3.json; none: DDP)
 #   PYTHON         default: the repository's .venv where there is one
 #   LLAVA_NEXT_DIR a LLaVA-NeXT checkout with this overlay in it, to be used instead of this repository's llava
@@ -52,7 +52,7 @@ done
 : "${CONFIG:=}"
 : "${FEATURE_CACHE:=}"
 : "${NNODES:=1}"
-: "${NODE_RANK:=0}"
+: "${NODE_RANK:=${SLURM_NODEID:-0}}"
 : "${MASTER_ADDR:=localhost}"
 : "${MASTER_PORT:=29500}"
 : "${DEEPSPEED:=$root/configs/deepspeed/zero3.json}"

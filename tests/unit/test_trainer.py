@@ -1,6 +1,7 @@
 """The trainer's parts: what trains, in which order, at which rate, and the loss over the global batch."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,3 +150,17 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_global_token_mean(mo
     parameter.grad = None
     mean.backward()
     torch.testing.assert_close(parameter.grad, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stop_file_asks_for_a_checkpoint_and_the_end(tmp_path):
+    from llava.imagechain.trainer import StopGently
+
+    arguments = SimpleNamespace(output_dir=str(tmp_path), device="cpu")
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    stopper = StopGently()
+    assert not stopper.on_step_end(arguments, None, control).should_training_stop
+    (tmp_path / "stop").touch()
+    found = stopper.on_step_end(arguments, None, control)
+    assert found.should_save
+    assert found.should_training_stop
+    assert not (tmp_path / "stop").exists()
