@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+MODEL_SUFFIXES = (".safetensors", ".bin", ".model", ".json")
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
@@ -138,16 +140,18 @@ def sha256_json(value: Any) -> str:
 
 
 def sha256_model(folder: Path | str) -> str:
-    """Return the SHA-256 of a model folder's file names and sizes and the first and last megabyte of each file."""
+    """Return the SHA-256 of a model folder: names, sizes, and the first and last megabyte of each file.
+
+    Subfolders (a vision tower) count, the checkpoints of a training run do not.
+    """
+    folder = Path(folder)
+    subfolders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("checkpoint-")]
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix not in (".safetensors", ".bin", ".model", ".json") or path.name in (
-            "run.json",
-            "trainer_state.json",
-        ):
+    for path in sorted(file for part in (folder, *subfolders) for file in part.iterdir()):
+        if path.suffix not in MODEL_SUFFIXES or path.name in ("run.json", "trainer_state.json"):
             continue
         size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
+        digest.update(f"{path.relative_to(folder)}:{size};".encode())
         with path.open("rb") as file:
             digest.update(file.read(1 << 20))
             file.seek(max(0, size - (1 << 20)))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llava.imagechain.files import JsonlAppender, atomic_path, inside, read_jsonl, sha256_json, write_json
+from llava.imagechain.files import JsonlAppender, atomic_path, inside, read_jsonl, sha256_json, sha256_model, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path):
@@ -46,3 +46,14 @@ def test_ordinary_odd_names_are_kept(tmp_path):
 
 def test_the_hash_of_a_config_does_not_depend_on_key_order():
     assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1})
+
+
+def test_the_hash_of_a_model_covers_its_vision_tower_and_not_its_checkpoints(tmp_path):
+    for name in ("model.safetensors", "vision_tower/model.safetensors", "checkpoint-5/adapter_model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"weights")
+    before = sha256_model(tmp_path)
+    (tmp_path / "checkpoint-5/adapter_model.safetensors").write_bytes(b"others!")
+    assert sha256_model(tmp_path) == before
+    (tmp_path / "vision_tower/model.safetensors").write_bytes(b"others!")
+    assert sha256_model(tmp_path) != before
