@@ -172,9 +172,9 @@ def save_checkpoint(
         model.save_pretrained(str(path), state_dict=lora, safe_serialization=True, save_embedding_layers=False)
         _drop_default_settings(path / ADAPTER_CONFIG)
         (path / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        with atomic_path(path / NON_LORA) as temporary:
-            with temporary.open("wb") as file:  # a file object: the same tensors give the same bytes
-                torch.save({name: tensor for name, tensor in state.items() if "lora_" not in name}, file)
+        with atomic_path(path / NON_LORA) as temporary, temporary.open("wb") as file:
+            # Through a file object, the same tensors give the same bytes.
+            torch.save({name: tensor for name, tensor in state.items() if "lora_" not in name}, file)
         model.get_base_model().config.save_pretrained(str(path))
     else:
         model.save_pretrained(str(path), state_dict={**model.state_dict(), **state}, safe_serialization=True)
