@@ -30,9 +30,10 @@ root=$PWD
 if ((fast)); then
   : "${output:=$root/runs/quickstart-fast}"
   videos=60 world=(--config configs/world/fast.yaml) training=(configs/train/world.yaml configs/train/world_fast.yaml)
+  predicting=(--max-skipped 0.5) # among so few stories one may have no other of its length to borrow text from
 else
   : "${output:=$root/runs/quickstart}"
-  videos=1300 world=() training=(configs/train/world.yaml)
+  videos=1300 world=() training=(configs/train/world.yaml) predicting=()
 fi
 mkdir -p "$output/logs"
 
@@ -74,7 +75,7 @@ predict() { # predict VARIANT CHECKPOINT CONTROL: one run folder per variant and
   [[ "$3" == none ]] || run="$run-$3"
   python -m eval.predict --checkpoint "$2" --variant "$1" --control "$3" --stories "$output/storyframes" \
     --split validation --context "$CONTEXT" --max-new-tokens 40 --batch-size 32 \
-    --feature-cache "$output/features" --output-dir "$run" || exit 1
+    --feature-cache "$output/features" --output-dir "$run" ${predicting[@]+"${predicting[@]}"} || exit 1
 }
 predict_all() {
   local variant

@@ -56,6 +56,7 @@ if ((!missing)); then
   exit 0
 fi
 
+export DS_BUILD_OPS=0  # DeepSpeed compiles what it needs on first use
 echo "setup: installing [$joined] (a few minutes the first time)"
 install=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --constraint configs/constraints.txt)
 log="$VENV/setup.log"

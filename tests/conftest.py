@@ -1,6 +1,7 @@
 """Settings every test runs under: no network, few threads, no screen, the same examples every time."""
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -11,3 +12,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# A shell that starts the tests in the background has its children ignore Ctrl-C; the tests' own commands must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
