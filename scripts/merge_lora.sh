@@ -10,37 +10,13 @@
 #
 # settings (environment):
 #   BASE            base model's folder                                      [the one the adapter names]
-#   PYTHON          python to use                                            [.venv/bin/python, else python3]
-#   LLAVA_NEXT_DIR  a LLaVA-NeXT checkout with this overlay in it, to be used instead of this repository's llava
+#
+# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
 set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-: "${BASE:=}" "${LLAVA_NEXT_DIR:=}"
-if [[ -z "${PYTHON:-}" ]]; then
-  PYTHON=python3
-  [[ -x "$root/.venv/bin/python" ]] && PYTHON="$root/.venv/bin/python"
-fi
-
-dry_run=0
-words=()
-while (($#)); do
-  case "$1" in
-    -h | --help) usage; exit 0 ;;
-    --dry-run) dry_run=1; shift ;;
-    --) shift; break ;;
-    -*) echo "merge_lora.sh: unknown option $1; flags of llava.imagechain.merge_lora go after --" >&2; exit 2 ;;
-    *) words+=("$1"); shift ;;
-  esac
-done
-((${#words[@]} == 2)) || { usage >&2; exit 2; }
-
+parse 2 2 "$@"
 command=("$PYTHON" -m llava.imagechain.merge_lora --checkpoint "${words[0]}" --output-dir "${words[1]}")
-[[ -n "$BASE" ]] && command+=(--base "$BASE")
-command+=("$@")
-if ((dry_run)); then
-  printf '%q ' "${command[@]}"; echo
-  exit 0
-fi
-export PYTHONPATH="${LLAVA_NEXT_DIR:+$LLAVA_NEXT_DIR:}$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "${command[@]}"
+[[ -n "${BASE:-}" ]] && command+=(--base "$BASE")
+run "${command[@]}" "${flags[@]}"

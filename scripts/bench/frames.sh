@@ -7,17 +7,11 @@
 # (scripts/setup.sh bench); the ffmpeg command is used where there is one. The exit status is 1 when the decoder is
 # not at least 2x faster than OpenCV, or slower than 1.3x ffmpeg, at 25 frames of a made clip.
 #
-# Setting from the environment: PYTHON (the repository's .venv where there is one).
+# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
 set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
-    awk 'NR > 1 && /^#/ { sub(/^# ?/, ""); print; next } NR > 1 { exit }' "$0"
-    exit 0
-fi
-
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-if [[ -z "${PYTHON:-}" ]]; then
-    PYTHON=python3
-    [[ -x "$root/.venv/bin/python" ]] && PYTHON="$root/.venv/bin/python"
-fi
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m stories.frames.bench "$@"
+case "${1:-}" in -h | --help) usage; exit 0 ;; esac
+dry_run=0
+run "$PYTHON" -m stories.frames.bench "$@"

@@ -10,16 +10,12 @@
 # Both sides have the same weights, dtype, threads, greedy decoding and key-value cache, and neither has a feature cache.
 # The exit status is 1 when prediction is not at least 4 times as fast, or when a text differs.
 #
-# setting (environment): PYTHON, python to use   [.venv/bin/python]
+# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
 set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
-  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
-  exit 0
-fi
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-: "${PYTHON:=$root/.venv/bin/python}"
-
-defaults=(--checkpoint "$root/runs/quickstart/checkpoints/imagechain" --stories "$root/runs/quickstart/storyframes"
-  --output-dir "$root/runs/bench")
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m eval.bench_predict "${defaults[@]}" "$@"
+case "${1:-}" in -h | --help) usage; exit 0 ;; esac
+dry_run=0
+run "$PYTHON" -m eval.bench_predict --checkpoint "$root/runs/quickstart/checkpoints/imagechain" \
+  --stories "$root/runs/quickstart/storyframes" --output-dir "$root/runs/bench" "$@"

@@ -15,32 +15,14 @@
 #   SPLIT       validation or train                                                          [validation]
 #   CONTROL     none, blank_images, other_text or shuffled_scenes                            [none]
 #   BATCH_SIZE  stories per batch                                                            [8]
-#   PYTHON      python to use                                                                [.venv/bin/python]
+#
+# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
 set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-: "${CONTEXT:=c2_7}" "${SPLIT:=validation}" "${CONTROL:=none}" "${BATCH_SIZE:=8}" "${PYTHON:=$root/.venv/bin/python}"
-
-dry_run=0
-words=()
-while (($#)); do
-  case "$1" in
-    -h | --help) usage; exit 0 ;;
-    --dry-run) dry_run=1; shift ;;
-    --) shift; break ;;
-    -*) echo "predict.sh: unknown option $1; flags of eval.predict go after --" >&2; exit 2 ;;
-    *) words+=("$1"); shift ;;
-  esac
-done
-((${#words[@]} == 4)) || { usage >&2; exit 2; }
-
-command=("$PYTHON" -m eval.predict --checkpoint "$(realpath -m -- "${words[0]}")" --variant "${words[1]}"
-  --stories "$(realpath -m -- "${words[2]}")" --output-dir "$(realpath -m -- "${words[3]}")"
-  --context "$CONTEXT" --split "$SPLIT" --control "$CONTROL" --batch-size "$BATCH_SIZE" "$@")
-if ((dry_run)); then
-  printf '%q ' "${command[@]}"; echo
-  exit 0
-fi
-cd "$root"
-exec "${command[@]}"
+: "${CONTEXT:=c2_7}" "${SPLIT:=validation}" "${CONTROL:=none}" "${BATCH_SIZE:=8}"
+parse 4 4 "$@"
+run "$PYTHON" -m eval.predict --checkpoint "${words[0]}" --variant "${words[1]}" --stories "${words[2]}" \
+  --output-dir "${words[3]}" --context "$CONTEXT" --split "$SPLIT" --control "$CONTROL" --batch-size "$BATCH_SIZE" \
+  "${flags[@]}"

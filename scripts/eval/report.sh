@@ -8,38 +8,10 @@
 #   FLAG       anything that `python -m eval.report --help` lists, such as --max-stories 100
 #   --dry-run  print the command and stop
 #
-# settings (environment):
-#   PYTHON     python to use   [.venv/bin/python where there is one]
+# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
 set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-if [[ -z "${PYTHON:-}" ]]; then
-  PYTHON=python3
-  [[ -x "$root/.venv/bin/python" ]] && PYTHON="$root/.venv/bin/python"
-fi
-
-dry_run=0
-words=()
-while (($#)); do
-  case "$1" in
-    -h | --help) usage; exit 0 ;;
-    --dry-run) dry_run=1; shift ;;
-    --) shift; break ;;
-    -*) echo "report.sh: unknown option $1; flags of eval.report go after --" >&2; exit 2 ;;
-    *) words+=("$1"); shift ;;
-  esac
-done
-((${#words[@]} >= 3)) || { usage >&2; exit 2; }
-stories="${words[0]}"
-[[ -d "$stories" ]] && stories="$(realpath -- "$stories")"
-runs=()
-for folder in "${words[@]:2}"; do runs+=("$(realpath -m -- "$folder")"); done
-
-command=("$PYTHON" -m eval.report --stories "$stories" --output "$(realpath -m -- "${words[1]}")" --runs "${runs[@]}" "$@")
-if ((dry_run)); then
-  printf '%q ' "${command[@]}"; echo
-  exit 0
-fi
-cd "$root"
-exec "${command[@]}"
+parse 3 999 "$@"
+run "$PYTHON" -m eval.report --stories "${words[0]}" --output "${words[1]}" --runs "${words[@]:2}" "${flags[@]}"

@@ -7,34 +7,10 @@
 #   FLAG       anything that `python -m eval.tables --help` lists, such as --paper
 #   --dry-run  print the command and stop
 #
-# settings (environment):
-#   PYTHON     python to use   [.venv/bin/python where there is one]
+# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
 set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-if [[ -z "${PYTHON:-}" ]]; then
-  PYTHON=python3
-  [[ -x "$root/.venv/bin/python" ]] && PYTHON="$root/.venv/bin/python"
-fi
-
-dry_run=0
-folders=()
-while (($#)); do
-  case "$1" in
-    -h | --help) usage; exit 0 ;;
-    --dry-run) dry_run=1; shift ;;
-    --) shift; break ;;
-    -*) echo "tables.sh: unknown option $1; flags of eval.tables go after --" >&2; exit 2 ;;
-    *) folders+=("$(realpath -m -- "$1")"); shift ;;
-  esac
-done
-((${#folders[@]} >= 2)) || { usage >&2; exit 2; }
-
-command=("$PYTHON" -m eval.tables --output-dir "${folders[0]}" --runs "${folders[@]:1}" "$@")
-if ((dry_run)); then
-  printf '%q ' "${command[@]}"; echo
-  exit 0
-fi
-cd "$root"
-exec "${command[@]}"
+parse 2 999 "$@"
+run "$PYTHON" -m eval.tables --output-dir "${words[0]}" --runs "${words[@]:1}" "${flags[@]}"

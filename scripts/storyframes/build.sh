@@ -16,17 +16,11 @@
 #   --dry-run           print the counts and stop; needs no videos
 # All options: python -m stories.frames.build --help
 #
-# Setting from the environment: PYTHON (the repository's .venv where there is one).
+# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
 set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-if [[ $# -eq 0 || "$1" == "--help" || "$1" == "-h" ]]; then
-    awk 'NR > 1 && /^#/ { sub(/^# ?/, ""); print; next } NR > 1 { exit }' "$0"
-    exit 0
-fi
-
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-if [[ -z "${PYTHON:-}" ]]; then
-    PYTHON=python3
-    [[ -x "$root/.venv/bin/python" ]] && PYTHON="$root/.venv/bin/python"
-fi
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m stories.frames.build "$@"
+case "${1:---help}" in -h | --help) usage; exit 0 ;; esac
+dry_run=0
+run "$PYTHON" -m stories.frames.build "$@"

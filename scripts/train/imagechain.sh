@@ -17,35 +17,14 @@
 #   NUM_GPUS       GPUs on this machine (default: what nvidia-smi shows; 0 trains on the CPU with one process)
 #   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several machines: run the same command on each (scripts/slurm: by Slurm)
 #   DEEPSPEED      DeepSpeed config for more than one GPU (default configs/deepspeed/zero3.json; none: DDP)
-#   PYTHON         default: the repository's .venv where there is one
-#   LLAVA_NEXT_DIR a LLaVA-NeXT checkout with this overlay in it, to be used instead of this repository's llava
 #
 # Further flags: python -m llava.train.train --help. The global batch stays 32 whatever the number of GPUs.
+# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
 set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-dry_run=0
-further=()
-while (($#)); do
-    case "$1" in
-    -h | --help)
-        awk 'NR > 1 && /^#/ { sub(/^# ?/, ""); print; next } NR > 1 { exit }' "$0"
-        exit 0
-        ;;
-    --dry-run) dry_run=1 ;;
-    --)
-        shift
-        further=("$@")
-        break
-        ;;
-    *)
-        echo "imagechain.sh: found $1; --dry-run, --help, or flags for Python after -- were wanted." >&2
-        exit 2
-        ;;
-    esac
-    shift
-done
-
+parse 0 0 "$@"
 : "${VARIANT:=imagechain}"
 : "${CONTEXT:=c2_7}"
 : "${OUTPUT_DIR:=runs/train/$VARIANT-$CONTEXT}"
@@ -56,16 +35,11 @@ done
 : "${MASTER_ADDR:=localhost}"
 : "${MASTER_PORT:=29500}"
 : "${DEEPSPEED:=$root/configs/deepspeed/zero3.json}"
-: "${LLAVA_NEXT_DIR:=}"
 if [[ -z "${NUM_GPUS:-}" ]]; then
     NUM_GPUS=0
     if command -v nvidia-smi >/dev/null 2>&1; then
         NUM_GPUS="$( (nvidia-smi --list-gpus 2>/dev/null || true) | grep -c '^GPU' || true)"
     fi
-fi
-if [[ -z "${PYTHON:-}" ]]; then
-    PYTHON=python3
-    [[ -x "$root/.venv/bin/python" ]] && PYTHON="$root/.venv/bin/python"
 fi
 problems=()
 [[ -n "${MODEL:-}" ]] || problems+=("MODEL is not set: the folder of the LLaVA model to start from")
@@ -98,13 +72,4 @@ command=(
 if ((NUM_GPUS * NNODES > 1)) && [[ "$DEEPSPEED" != none ]]; then
     command+=(--deepspeed "$DEEPSPEED")
 fi
-command+=("${further[@]}")
-
-if ((dry_run)); then
-    printf '%q ' "${command[@]}"
-    printf '\n'
-    exit 0
-fi
-export PYTHONPATH="${LLAVA_NEXT_DIR:+$LLAVA_NEXT_DIR:}$root${PYTHONPATH:+:$PYTHONPATH}"
-export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
-exec "${command[@]}"
+run "${command[@]}" "${flags[@]}"
