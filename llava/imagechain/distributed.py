@@ -44,6 +44,13 @@ def start_deepspeed_on_cpu() -> None:
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 
+def leave_group() -> None:
+    """Wait for all processes and end the process group: one that ends by itself can abort a neighbour's threads."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def zero3_is_on() -> bool:
     """Say whether parameters are partitioned over the processes (TrainingArguments with a ZeRO-3 config exist)."""
     from transformers.integrations import is_deepspeed_zero3_enabled

@@ -36,6 +36,7 @@ from llava.imagechain.arguments import (
 from llava.imagechain.config import ConfigError
 from llava.imagechain.data import ExampleSettings, StoryExamples, unreadable_stories
 from llava.imagechain.decisions import DECISIONS, decision, settle_decisions
+from llava.imagechain.distributed import leave_group
 from llava.imagechain.files import read_json, sha256_json, sha256_model, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.story import StoryFrames, load_stories
@@ -87,7 +88,9 @@ def train(argv: Sequence[str] | None = None) -> int:
         with manifest as run:
             if run:
                 run.record(made_from=made_from)
-            return run_training(groups, variant, stories, checkpoint, run)
+            run_training(groups, variant, stories, checkpoint, run)
+        leave_group()
+        return 0
     except (ConfigError, ValueError, OSError) as error:
         print(f"python -m llava.train.train: {error}", file=sys.stderr)
         return 2
@@ -144,7 +147,7 @@ def find_start(groups: Groups, made_from: dict[str, str]) -> str | None:
 
 def run_training(
     groups: Groups, variant: Variant | None, stories: Stories, checkpoint: str | None, run: Run | None
-) -> int:
+) -> None:
     """Load, train, save; `run` is None on every process but the first."""
     from transformers import set_seed
 
@@ -187,7 +190,6 @@ def run_training(
             label_tokens=sum(plan.num_labels for plan in examples.plans),
         )  # fmt: skip
     logger.info("%s is trained: %s", variant.title if variant else "The model", settings.output_dir)
-    return 0
 
 
 def make_examples(
