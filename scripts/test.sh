@@ -17,7 +17,7 @@ if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
 fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash scripts/setup.sh train eval judge deepspeed decord torchcodec bench dev
+bash scripts/setup.sh train eval judge decord torchcodec bench dev
 : "${VENV:=.venv}"
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 processors=$(getconf _NPROCESSORS_ONLN)

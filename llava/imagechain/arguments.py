@@ -18,6 +18,7 @@ from llava.imagechain.config import ConfigError, _read_yaml, nearest
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
 from llava.imagechain.distributed import deepspeed_problems, start_deepspeed_on_cpu
+from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.features import DTYPES
 from llava.imagechain.files import read_json
 from llava.imagechain.labels import LOSS_ON
@@ -115,6 +116,7 @@ class TrainArguments(transformers.TrainingArguments):
     resume: bool = _setting(True, "go on from the last checkpoint of the output folder")
     overwrite: bool = _setting(False, "start anew, deleting the checkpoints of the output folder")
     dry_run: bool = _setting(False, "check everything, print the plan, and stop before weights are loaded")
+    tflops: float = _setting(DEFAULT_TFLOPS, "useful TFLOP/s of a GPU, for the time that dry_run expects")
 
 
 Groups = tuple[ModelArguments, DataArguments, TrainArguments]
@@ -128,6 +130,7 @@ FREE_ON_RESUME = {
     "output_dir", "resume", "overwrite", "dry_run", "feature_cache", "eval_limit", "report_to", "run_name", "deepspeed",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "disable_tqdm",
     "dataloader_num_workers", "dataloader_pin_memory", "frames_per_call", "attn_implementation", "max_skipped",
+    "tflops",
 }  # fmt: skip
 
 

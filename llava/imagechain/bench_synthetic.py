@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import Dataset
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.imagechain.checkpoint import LoadedModel, load_tokenizer
+from llava.imagechain.checkpoint import LoadedModel
 from llava.imagechain.compat import attention_implementation
 from llava.imagechain.decisions import DECISIONS, settle_decisions
+from llava.model.builder import load_tokenizer
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
 # Stories by number of scenes: the paper's C2, C3 and C4-7 training sets; within C4-7 a guess with the paper's mean.
@@ -71,7 +72,7 @@ def random_model(folder: Path, groups: Any, *, with_files: bool) -> Any:
     tower = model.get_vision_tower()
     tower.is_loaded, tower.frames_per_call = True, model_arguments.frames_per_call
     return LoadedModel(
-        tokenizer=load_tokenizer(folder) if with_files else None,
+        tokenizer=load_tokenizer(str(folder)) if with_files else None,
         model=model,
         image_processor=tower.image_processor if with_files else None,
         context_length=settings.model_max_length,

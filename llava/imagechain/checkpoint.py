@@ -100,13 +100,6 @@ def load_checkpoint(
     )
 
 
-def load_tokenizer(path: Path | str) -> Any:
-    """Load the tokenizer of a model folder as the model builder does."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(path), use_fast=False)
-
-
 def read_non_lora(path: Path | str) -> dict[str, torch.Tensor]:
     """Return the trained tensors of a LoRA folder that are not LoRA's, under the plain model's names."""
     file = Path(path) / NON_LORA

@@ -58,9 +58,9 @@ def set_layout(config: Any, model_arguments: Any, data: Any) -> None:
 
 
 def _from_language_model(groups: Any, dtype: Any) -> Any:
-    from llava.imagechain.checkpoint import LoadedModel, load_tokenizer
+    from llava.imagechain.checkpoint import LoadedModel
     from llava.imagechain.compat import DTYPE_KEYWORD, attention_implementation
-    from llava.model.builder import _classes
+    from llava.model.builder import _classes, load_tokenizer
 
     model_arguments, data, settings = groups
     folder = str(model_arguments.model_name_or_path)

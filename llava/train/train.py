@@ -284,8 +284,8 @@ def report_skipped(all_examples: Sequence[StoryExamples], settings: TrainArgumen
 
 def show_plan(groups: Groups, variant: Variant | None, stories: Stories) -> int:
     """Print what a run would do, from the texts and configs alone."""
-    from llava.imagechain.checkpoint import load_tokenizer
     from llava.imagechain.start import is_language_model, set_layout
+    from llava.model.builder import load_tokenizer
 
     model_arguments, _, settings = groups
     folder = str(model_arguments.model_name_or_path)
@@ -318,7 +318,33 @@ def show_plan(groups: Groups, variant: Variant | None, stories: Stories) -> int:
         f"validation: { {name: len(chosen) for name, chosen in stories.evaluation.items()} or 'none' }\n"
         f"model: {folder}\noutput: {settings.output_dir}"
     )
+    if isinstance(examples, StoryExamples):
+        print(expected(groups, folder, examples))
     return 0
+
+
+def expected(groups: Groups, folder: str, examples: StoryExamples) -> str:
+    """Return parameters, memory and time that a run needs, from the model's config alone."""
+    from llava.imagechain.estimate import TrainPlan, estimate
+
+    model_arguments, data, settings = groups
+    zero: dict[str, Any] = read_json(settings.deepspeed).get("zero_optimization", {}) if settings.deepspeed else {}
+    plan = TrainPlan(
+        lora_rank=model_arguments.lora_r if model_arguments.lora_enable else None,
+        projector=not model_arguments.freeze_mm_mlp_adapter,
+        num_gpus=settings.world_size,
+        zero_stage=int(zero.get("stage", 0)),
+        micro_batch=settings.per_device_train_batch_size,
+        global_batch=settings.global_batch_size,
+        epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps if settings.max_steps > 0 else None,
+        checkpointing=settings.gradient_checkpointing,
+        label_tokens=max((plan.num_labels for plan in examples.plans), default=0),
+        tower_runs=data.feature_cache is None,
+    )
+    counts = dict(zip(examples.stories.ids, map(sum, examples.stories.frame_counts()), strict=True))
+    frames = [counts[plan.story_id] for plan in examples.plans]
+    return estimate(folder, examples.lengths, plan, frames=frames, tflops=settings.tflops).describe()
 
 
 def vision_config(config: Any, folder: str) -> Any:
