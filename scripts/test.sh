@@ -28,7 +28,12 @@ if (($#)); then
 fi
 
 mapfile -t shell_files < <(find scripts .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -name run \))
-echo "== ruff" && ruff check . && ruff format --check --quiet .
-echo "== mypy" && mypy
-echo "== shellcheck" && shellcheck "${shell_files[@]}"
-echo "== pytest" && python -m pytest --numprocesses "$JOBS" --dist loadfile --durations 15
+echo "== ruff"
+ruff check .
+ruff format --check --quiet .
+echo "== mypy"
+mypy
+echo "== shellcheck"
+shellcheck "${shell_files[@]}"
+echo "== pytest"
+python -m pytest --numprocesses "$JOBS" --dist loadfile --durations 15
