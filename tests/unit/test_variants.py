@@ -12,7 +12,8 @@ from llava.imagechain.config import ConfigError
 from llava.imagechain.variants import FIRST_QUESTION, NEXT_QUESTION, VARIANTS, build_dialogue, example_stories
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "variants.txt"
+GOLDEN = ROOT / "tests" / "golden" / "variants"
+CONVERSATIONS = ("vicuna_v1", "llama_2", "llava_llama_3", "mpt", "qwen_1_5", "gemma_instruct", "plain")
 
 
 def shown(name, changes=()):
@@ -110,16 +111,20 @@ def test_no_code_of_the_overlay_asks_for_a_variant_by_name():
                 assert not words & set(VARIANTS), f"{file}:{node.lineno}"
 
 
-def test_the_printed_conversations_are_the_golden_ones():
-    """Regenerate by: python -m llava.imagechain.variants --show --output tests/golden/variants.txt"""
-    assert variants.show(variants.ShowConfig(show=True)) == GOLDEN.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["figure3", *CONVERSATIONS])
+def test_the_printed_conversations_are_the_golden_ones(name):
+    """Made by `python -m llava.imagechain.variants --show --imagechain_prompt template --conversation NAME`."""
+    config = variants.ShowConfig(show=True)
+    if name != "figure3":
+        config = variants.ShowConfig(show=True, imagechain_prompt="template", conversation=name)
+    assert variants.show(config) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def test_the_marks_of_the_final_tokens_are_those_of_the_text(tiny_llava, capsys):
     arguments = ["--show", "--variant", "imagechain", "mllm_ft", "--tokenizer", str(tiny_llava.full)]
     assert variants.main(arguments) == 0
     printed = capsys.readouterr().out
-    golden = GOLDEN.read_text(encoding="utf-8")
+    golden = (GOLDEN / "figure3.txt").read_text(encoding="utf-8")
 
     def marked(text, title):
         body = text[text.index(f"=== {title} (") :].split("\n\n")[0]
