@@ -172,6 +172,7 @@ def prediction_row(job: Job, result: Generated) -> dict[str, Any]:
         "id": plan.story_id,
         "variant": job.variant.name,
         "train_context": job.train_context,
+        "seed": job.trained.get("seed"),
         "num_scenes": plan.num_scenes,
         "video_name": plan.video_name,
         "prediction": result.text,

@@ -79,7 +79,7 @@ class Job:
     variant: Variant
     stories: StoryFrames
     demonstrations: StoryFrames | None
-    trained: dict[str, Any]  # variant and context of the training run, empty for a base model
+    trained: dict[str, Any]  # variant, context and seed of the training run, empty for a base model
     identity: dict[str, Any]  # everything that decides the texts
     done: dict[str, Any]  # rows of an earlier run by story id
     skipped: set[str]  # stories that an earlier, finished run had to leave out
@@ -156,13 +156,17 @@ def named_base(checkpoint: Path) -> Path | None:
 
 
 def trained_with(checkpoint: Path) -> dict[str, Any]:
-    """Return variant and context from the run.json of a training run, or of the run that a checkpoint-N belongs to."""
+    """Return variant, context and seed from the run.json of a training run, or of the run that a checkpoint-N is of.
+
+    A run.json with a seed alone is not one of a training run (a base model has such a one): nothing is taken from it.
+    """
     folders = [checkpoint, *([checkpoint.parent] if checkpoint.name.startswith("checkpoint-") else [])]
     for folder in folders:
         if (folder / "run.json").is_file():
             config = read_json(folder / "run.json").get("config")
             config = config if isinstance(config, dict) else {}
-            return {name: config[name] for name in ("variant", "context") if config.get(name)}
+            found = {name: config[name] for name in ("variant", "context", "seed") if config.get(name) is not None}
+            return found if found.keys() != {"seed"} else {}
     return {}
 
 

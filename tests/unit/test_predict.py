@@ -82,7 +82,7 @@ def adapter(copy_of_tiny_llava):
         (family.lora / "checkpoint-2" / file.name).write_bytes(file.read_bytes())
     nested = {**model, **decisions, "mm_vision_tower": "../../tower"}
     (family.lora / "checkpoint-2" / "config.json").write_text(json.dumps(nested))
-    trained = {"config": {"variant": "imagechain", "context": "c4_7"}, "status": "success"}
+    trained = {"config": {"variant": "imagechain", "context": "c4_7", "seed": 0}, "status": "success"}
     (family.lora / "run.json").write_text(json.dumps(trained))
     return family.lora
 
@@ -109,8 +109,8 @@ def test_a_row_holds_what_tables_need(tiny_llava, stories, tmp_path):
     _, rows = predict(tiny_llava.full, stories, tmp_path, "--context", "c3", variant="mllm")
     row = rows[0]
     assert {**row, "prediction": "", "new_tokens": 0, "prompt_tokens": 0} == {
-        "id": "validation-3", "variant": "mllm", "train_context": None, "num_scenes": 3, "video_name": "validation-3",
-        "prediction": "", "reference": "the dog opens the door 3 2", "dropped_scenes": 0, "prompt_tokens": 0,
+        "id": "validation-3", "variant": "mllm", "train_context": None, "seed": None, "num_scenes": 3,
+        "video_name": "validation-3", "prediction": "", "reference": "the dog opens the door 3 2", "dropped_scenes": 0, "prompt_tokens": 0,
         "new_tokens": 0, "control": None,
     }  # fmt: skip
     assert 1 <= row["new_tokens"] <= 6 and row["prompt_tokens"] > 3 * 16
@@ -202,7 +202,7 @@ def test_adapters_follow_the_decisions_they_were_trained_with(adapter, stories, 
     original = command.make_examples
     monkeypatch.setattr(command, "make_examples", lambda job, loaded: seen.append(loaded) or original(job, loaded))
     status, rows = predict(adapter / folder, stories, tmp_path, "--limit", 3)
-    assert status == 0 and {row["train_context"] for row in rows} == {"c4_7"}
+    assert status == 0 and {(row["train_context"], row["seed"]) for row in rows} == {("c4_7", 0)}
     assert seen[0].model.config.imagechain_last_scene == "last_frame"
 
 
