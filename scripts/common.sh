@@ -34,6 +34,27 @@ parse() {
   ((${#words[@]} >= least && ${#words[@]} <= most)) || { usage >&2; exit 2; }
 }
 
+# use_llava: put LLAVA_NEXT_DIR, when set, before this repository on Python's path, and say which llava runs.
+use_llava() {
+  local found
+  if [[ -n "$LLAVA_NEXT_DIR" ]]; then
+    [[ -d "$LLAVA_NEXT_DIR/llava/imagechain" ]] || {
+      echo "$(basename "$0"): LLAVA_NEXT_DIR=$LLAVA_NEXT_DIR has no overlay; run scripts/apply_overlay.sh on it" >&2
+      exit 2
+    }
+    LLAVA_NEXT_DIR="$(cd "$LLAVA_NEXT_DIR" && pwd -P)"
+    export LLAVA_NEXT_DIR PYTHONSAFEPATH=1 # else python -m takes llava of the current folder before that of the path
+  fi
+  export PYTHONPATH="${LLAVA_NEXT_DIR:+$LLAVA_NEXT_DIR:}$root${PYTHONPATH:+:$PYTHONPATH}"
+  found="$("$PYTHON" -c 'import importlib.util as u; print(*u.find_spec("llava").submodule_search_locations)')" || exit 2
+  echo "llava: $found" >&2
+  [[ -z "$LLAVA_NEXT_DIR" || "$(cd "$found" && pwd -P)" == "$LLAVA_NEXT_DIR/llava" ]] || {
+    echo "$(basename "$0"): llava of LLAVA_NEXT_DIR was wanted; Python before 3.11 takes that of the current folder:" \
+      "start the same command from a folder without llava/, with absolute paths" >&2
+    exit 2
+  }
+}
+
 # run COMMAND...: run it in place of this script, or print it when dry_run is 1.
 run() {
   if ((dry_run)); then
@@ -41,14 +62,7 @@ run() {
     echo
     exit 0
   fi
-  export PYTHONPATH="${LLAVA_NEXT_DIR:+$LLAVA_NEXT_DIR:}$root${PYTHONPATH:+:$PYTHONPATH}"
+  use_llava
   export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
-  if [[ -n "$LLAVA_NEXT_DIR" ]]; then
-    [[ -d "$LLAVA_NEXT_DIR/llava/imagechain" ]] || {
-      echo "$(basename "$0"): LLAVA_NEXT_DIR=$LLAVA_NEXT_DIR has no overlay; run scripts/apply_overlay.sh on it" >&2
-      exit 2
-    }
-    echo "llava: $LLAVA_NEXT_DIR/llava" >&2
-  fi
   exec "$@"
 }
