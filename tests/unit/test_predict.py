@@ -110,8 +110,8 @@ def test_a_row_holds_what_tables_need(tiny_llava, stories, tmp_path):
     row = rows[0]
     assert {**row, "prediction": "", "new_tokens": 0, "prompt_tokens": 0} == {
         "id": "validation-3", "variant": "mllm", "train_context": None, "seed": None, "num_scenes": 3,
-        "video_name": "validation-3", "prediction": "", "reference": "the dog opens the door 3 2", "dropped_scenes": 0, "prompt_tokens": 0,
-        "new_tokens": 0, "control": None,
+        "video_name": "validation-3", "prediction": "", "reference": "the dog opens the door 3 2",
+        "dropped_scenes": 0, "prompt_tokens": 0, "new_tokens": 0, "control": None,
     }  # fmt: skip
     assert 1 <= row["new_tokens"] <= 6 and row["prompt_tokens"] > 3 * 16
     run = json.loads((tmp_path / "run.json").read_text())
