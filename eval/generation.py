@@ -65,7 +65,7 @@ class PromptExamples(StoryExamples):
             story = (place.demonstration, place.row)
             if story not in read:
                 read[story] = (self.demonstrations if place.demonstration else self.stories)[place.row]  # type: ignore[index]
-            scenes.append(self._scene(read[story].scenes[place.number]))
+            scenes.append(self._scene(self.shown(read[story].scenes[place.number])))
         return scenes
 
     def _scene(self, scene: Scene) -> SceneFrames:

@@ -54,13 +54,12 @@ def load_model(job: Job) -> LoadedModel:
 
 def follow_decisions(job: Job, model_config: Any) -> None:
     """Bring the checkpoint's decisions and the run's settings together, in the model's config."""
-    from llava.imagechain.decisions import DECISIONS, settle_decisions
+    from llava.imagechain.decisions import DECISIONS, asked_of, settle_decisions
 
     config = job.config
     carries = any(getattr(model_config, name, None) is not None for name in DECISIONS)
-    wanted = {name: getattr(config, name) for name in DECISIONS}
     settled = settle_decisions(
-        model_config, wanted, trained=carries or bool(job.trained) or job.variant.trained_as is not None
+        model_config, asked_of(config), trained=carries or bool(job.trained) or job.variant.trained_as is not None
     )
     logger.info("decisions: %s", ", ".join(f"{name}={value}" for name, value in settled.items()))
     trained_as = job.trained.get("variant")
@@ -74,7 +73,7 @@ def make_examples(job: Job, loaded: LoadedModel) -> PromptExamples:
     """Write out the prompts of all stories; those that cannot be shown are in its `skipped`."""
     from eval.generation import PromptExamples
     from llava.imagechain.data import ExampleSettings, text_stories
-    from llava.imagechain.decisions import decision
+    from llava.imagechain.decisions import decision, max_frames_per_scene
 
     config, model = job.config, loaded.model
     tower = model.get_vision_tower()
@@ -84,6 +83,7 @@ def make_examples(job: Job, loaded: LoadedModel) -> PromptExamples:
         prompt_format=decision(model.config, "imagechain_prompt"),
         conversation_name=config.conversation,
         scene_aspect=decision(model.config, "imagechain_scene_aspect"),
+        max_frames_per_scene=max_frames_per_scene(model.config),
         max_length=min(limit for limit in limits if limit),
         overlength=config.overlength,
         for_generation=True,
@@ -224,14 +224,14 @@ def needs(job: Job) -> Estimate:
     loaded = model_without_weights(job)
     config = dataclasses.replace(job.config, feature_cache=None)  # nothing is computed or read for an estimate
     examples = make_examples(dataclasses.replace(job, config=config), loaded)
-    plans = [plan for plan in examples.plans if plan.story_id not in job.done]
-    counts = dict(zip(job.chosen.ids, map(sum, job.chosen.frame_counts()), strict=True))
-    frames = [counts[plan.story_id] for plan in plans]  # demonstrations have about as many again
+    left = [number for number, plan in enumerate(examples.plans) if plan.story_id not in job.done]
+    counts = examples.num_frames()
+    frames = [counts[number] for number in left]
     plan = PredictPlan(
         batch_size=config.batch_size, max_new_tokens=config.max_new_tokens, dtype=config.dtype or "bfloat16"
     )
     return estimate(
-        loaded.model, [plan.length for plan in plans], plan,
+        loaded.model, [examples.plans[number].length for number in left], plan,
         frames=None if job.config.feature_cache or config.control == "blank_images" else frames, tflops=config.tflops,
     )  # fmt: skip
 

@@ -53,6 +53,9 @@ class PredictConfig:
     imagechain_prompt: str | None = option(
         None, help="prompt format; by default the checkpoint's", choices=("figure3", "template")
     )
+    max_frames_per_scene: int | None = option(
+        None, help="show at most N evenly spaced frames of a scene, 0: all; by default as the checkpoint", minimum=0
+    )
     device: str | None = option(None, help="such as cpu or cuda:0; by default a GPU when there is one")
     dtype: str | None = option(
         None, help="by default bfloat16 on a GPU, float32 else", choices=("float32", "bfloat16", "float16")

@@ -75,6 +75,9 @@ class ModelArguments:
     imagechain_pooling: str | None = _setting(None, "where frames are averaged")
     imagechain_scene_aspect: str | None = _setting(None, "frames to squares")
     imagechain_prompt: str | None = _setting(None, "prompt format")
+    max_frames_per_scene: int | None = _setting(
+        None, "show at most N evenly spaced frames of a scene, of one the middle; all by default, or 0"
+    )
 
 
 @dataclasses.dataclass
@@ -139,7 +142,15 @@ ABOVE_ZERO = (
     "model_max_length", "lora_r", "frames_per_call", "num_train_epochs", "learning_rate", "mm_projector_lr",
     "mm_vision_tower_lr", "video_fps",
 )  # fmt: skip
-NOT_NEGATIVE = ("length_group_batches", "dataloader_num_workers", "seed", "max_skipped", "weight_decay", "lora_dropout")
+NOT_NEGATIVE = (
+    "max_frames_per_scene",
+    "length_group_batches",
+    "dataloader_num_workers",
+    "seed",
+    "max_skipped",
+    "weight_decay",
+    "lora_dropout",
+)
 
 
 class _Parser(transformers.HfArgumentParser):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.imagechain.checkpoint import LoadedModel
 from llava.imagechain.compat import attention_implementation
-from llava.imagechain.decisions import DECISIONS, settle_decisions
+from llava.imagechain.decisions import asked_of, settle_decisions
 from llava.model.builder import load_tokenizer
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
@@ -68,7 +68,7 @@ def random_model(folder: Path, groups: Any, *, with_files: bool) -> Any:
             model = LlavaLlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    settle_decisions(model.config, {name: getattr(model_arguments, name) for name in DECISIONS}, trained=False)
+    settle_decisions(model.config, asked_of(model_arguments), trained=False)
     tower = model.get_vision_tower()
     tower.is_loaded, tower.frames_per_call = True, model_arguments.frames_per_call
     return LoadedModel(

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llava.imagechain.labels import IGNORE_INDEX, make_labels
+from llava.imagechain.pooling import evenly_spaced
 from llava.imagechain.prompts import encode, render
 from llava.imagechain.story import Scene, Story, StoryFrames
 from llava.imagechain.variants import Dialogue, Variant, build_dialogue, draw_demonstrations
@@ -36,6 +37,7 @@ class ExampleSettings:
         conversation_name: Conversation template of the model.
         loss_on: "all_text", "answers" or "last_answer".
         scene_aspect: "crop" or "pad".
+        max_frames_per_scene: Most frames of a scene, evenly spaced; None shows all.
         max_length: Most positions of an example, visual tokens included.
         overlength: "drop_oldest" leaves out the oldest scenes until it fits, "skip" the story.
         for_generation: The prompt only; `reserve_tokens` positions are kept free for the answer.
@@ -48,6 +50,7 @@ class ExampleSettings:
     conversation_name: str = "vicuna_v1"
     loss_on: str = "answers"
     scene_aspect: str = "crop"
+    max_frames_per_scene: int | None = None
     max_length: int = 4096
     overlength: str = "drop_oldest"
     for_generation: bool = False
@@ -165,6 +168,13 @@ class StoryExamples(Dataset[dict[str, Any]]):
             entry["dropped_scenes"] += plan.num_dropped_scenes
         return counts
 
+    def num_frames(self) -> list[int]:
+        """Return how many frames each example shows, without reading any."""
+        counts = [each.frame_counts() if each else [] for each in (self.stories, self.demonstrations)]
+        most = self.settings.max_frames_per_scene
+        shown = [[counts[scene.demonstration][scene.row][scene.number] for scene in plan.scenes] for plan in self.plans]
+        return [sum(min(count, most or count) for count in scenes) for scenes in shown]
+
     def _plan(self, story: Story) -> Plan:
         if not story.scenes[-1].description and not self.settings.for_generation:
             raise ValueError("the last scene has no description to learn")
@@ -203,7 +213,13 @@ class StoryExamples(Dataset[dict[str, Any]]):
         )
 
     def _cached(self, plan: Plan) -> list[torch.Tensor]:
-        return [self.features[scene.demonstration].scene(scene.row, scene.number) for scene in plan.scenes]
+        most = self.settings.max_frames_per_scene
+        return [self.features[scene.demonstration].scene(scene.row, scene.number, most) for scene in plan.scenes]
+
+    def shown(self, scene: Scene) -> Scene:
+        """Return a scene with those of its frames that are shown."""
+        kept = evenly_spaced(len(scene.frames), self.settings.max_frames_per_scene)
+        return dataclasses.replace(scene, frames=tuple(scene.frames[number] for number in kept))
 
     def _frames(self, plan: Plan) -> list[torch.Tensor]:
         from llava.imagechain.vision import process_scene_frames
@@ -215,7 +231,7 @@ class StoryExamples(Dataset[dict[str, Any]]):
             if key not in read:
                 source = self.demonstrations if scene.demonstration else self.stories
                 read[key] = source[scene.row]  # type: ignore[index]
-            frames = read[key].scenes[scene.number].images()
+            frames = self.shown(read[key].scenes[scene.number]).images()
             scenes.append(process_scene_frames(frames, self.image_processor, self.settings.scene_aspect))
         return scenes
 

@@ -16,6 +16,26 @@ DECISIONS: dict[str, tuple[str, ...]] = {
     "imagechain_prompt": ("figure3", "template"),
 }
 
+# A number (M): at most that many evenly spaced frames of a scene; 0 or absent is all of them.
+MAX_FRAMES = "max_frames_per_scene"
+
+
+def asked_of(settings: Any) -> dict[str, Any]:
+    """Return what a run's settings ask for, by the names of the decisions; None leaves a choice to the model."""
+    return {name: getattr(settings, name, None) for name in (*DECISIONS, MAX_FRAMES)}
+
+
+def max_frames_per_scene(config: Any) -> int | None:
+    """Return the most frames of a scene that a model takes; None takes all.
+
+    Raises:
+        ValueError: The config holds something else than a number of at least 0.
+    """
+    value = getattr(config, MAX_FRAMES, None) or 0
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{MAX_FRAMES} is {value!r} in the model's config; a number of at least 0 was wanted.")
+    return value or None
+
 
 def decision(config: Any, name: str) -> str:
     """Return a decision from a model config, or its default when the config does not carry it.
@@ -30,7 +50,7 @@ def decision(config: Any, name: str) -> str:
     return value
 
 
-def settle_decisions(config: Any, wanted: Mapping[str, str | None], *, trained: bool) -> dict[str, str]:
+def settle_decisions(config: Any, wanted: Mapping[str, Any], *, trained: bool) -> dict[str, Any]:
     """Bring a model config and the settings of a run together and write the result into the config.
 
     Args:
@@ -40,7 +60,7 @@ def settle_decisions(config: Any, wanted: Mapping[str, str | None], *, trained: 
             nothing and takes what the run asks for.
 
     Returns:
-        The four decisions in force.
+        The decisions in force; `max_frames_per_scene` only where it leaves frames out.
 
     Raises:
         ValueError: A trained checkpoint carries another value than the run asks for.
@@ -52,14 +72,24 @@ def settle_decisions(config: Any, wanted: Mapping[str, str | None], *, trained: 
         for name in DECISIONS
         if trained and None not in (asked[name], carried[name]) and asked[name] != carried[name]
     ]
+    most, most_asked = max_frames_per_scene(config), wanted.get(MAX_FRAMES)
+    if trained and most_asked is not None and most_asked != (most or 0):
+        problems.append(
+            f"{MAX_FRAMES}: the checkpoint was trained with {most or 'all frames'}, the run asks for "
+            f"{most_asked or 'all frames'}"
+        )
     if problems:
         raise ValueError("; ".join(problems) + ". Leave the setting out, or use another checkpoint.")
     for name, value in asked.items():
         if value is not None:
             setattr(config, name, value)
-    settled = {name: decision(config, name) for name in DECISIONS}
+    settled: dict[str, Any] = {name: decision(config, name) for name in DECISIONS}
     for name, value in settled.items():
         setattr(config, name, value)
+    if most_asked is not None and most_asked != (most or 0):
+        setattr(config, MAX_FRAMES, most_asked)
+    if most := max_frames_per_scene(config):
+        settled[MAX_FRAMES] = most
     missing = [name for name in DECISIONS if carried[name] is None and asked[name] is None]
     if trained and missing:
         logger.warning(

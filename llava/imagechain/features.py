@@ -1,6 +1,7 @@
 """Per-frame features before the projector, computed once and shared by every variant and by evaluation.
 
-A cache folder holds one folder per (tower weights, preprocessing, dtype). In it `features.bin` has one row of N x D
+All frames of a story are cached, whatever number of them a run shows: runs with another number share the cache. A cache
+folder holds one folder per (tower weights, preprocessing, dtype). In it `features.bin` has one row of N x D
 numbers a frame, `frames.sha256` the 32-byte hash of the encoded frame behind each row. Both only grow, features first:
 whatever an interruption leaves behind is cut back to the rows that both files hold.
 """
@@ -22,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from llava.imagechain.files import sha256_json, write_json
+from llava.imagechain.pooling import evenly_spaced
 from llava.imagechain.story import Story, StoryFrames
 
 logger = logging.getLogger(__name__)
@@ -44,12 +46,18 @@ class StoryFeatures:
     rows: list[list[torch.Tensor] | None]
     unreadable: dict[str, str]
 
-    def scene(self, story: int, scene: int) -> torch.Tensor:
-        """Return a scene's features (F, N, D); float16 is only for the disk, autocast on the CPU does not know it."""
+    def scene(self, story: int, scene: int, most: int | None = None) -> torch.Tensor:
+        """Return a scene's features (F, N, D); float16 is only for the disk, autocast on the CPU does not know it.
+
+        Args:
+            story: Number of the story.
+            scene: Number of the scene.
+            most: At most that many frames, evenly spaced; None returns all.
+        """
         rows = self.rows[story]
         if rows is None:
             raise KeyError(f"Story {story} could not be read when the features were made; leave it out.")
-        found = self.features[rows[scene]]
+        found = self.features[rows[scene][evenly_spaced(len(rows[scene]), most)]]
         return found.float() if found.dtype == torch.float16 else found
 
 

@@ -19,7 +19,7 @@ import yaml
 from torch.utils.data import Dataset
 
 from llava.imagechain.data import Plan
-from llava.imagechain.decisions import decision
+from llava.imagechain.decisions import decision, max_frames_per_scene
 from llava.imagechain.files import read_json, read_jsonl
 from llava.imagechain.items import SEQUENCE
 from llava.imagechain.labels import make_labels
@@ -34,6 +34,7 @@ from llava.imagechain.media import (
 )
 from llava.imagechain.merge import MergeRules, image_tokens, video_tokens
 from llava.imagechain.messages import is_transcript, read_turns, render_messages, with_image_first
+from llava.imagechain.pooling import evenly_spaced
 from llava.imagechain.prompts import encode
 
 MEDIA = ("image", "video", SEQUENCE)
@@ -137,6 +138,7 @@ class JsonSettings:
         max_length: Most positions of an example, visual tokens included.
         loss_on: "answers" or "last_answer".
         scene_aspect: "crop" or "pad", for the frames of `video-seq`.
+        max_frames_per_scene: Most frames of a scene of `video-seq`, evenly spaced; None shows all.
         sampling: Frames of a video.
         add_time_instruction: Put the video's length and the frames' times before the question.
         side, image_size: Tokens and pixels along the side of an image.
@@ -152,6 +154,7 @@ class JsonSettings:
     max_length: int = 4096
     loss_on: str = "answers"
     scene_aspect: str = "crop"
+    max_frames_per_scene: int | None = None
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     add_time_instruction: bool = False
 
@@ -331,7 +334,8 @@ class LlavaJsonExamples(Dataset[dict[str, Any]]):
 
         if media.kind == SEQUENCE:
             aspect = self.settings.scene_aspect
-            scenes = [[read_image(path) for path in block] for block in media.blocks]
+            most = self.settings.max_frames_per_scene
+            scenes = [[read_image(block[i]) for i in evenly_spaced(len(block), most)] for block in media.blocks]
             return [[process_scene_frames(frames, self.image_processor, aspect) for frames in scenes]]
         if media.kind == "video":
             (block,) = media.blocks
@@ -355,6 +359,7 @@ def json_settings(groups: Any, config: Any, vision: Any) -> JsonSettings:
         max_length=min([settings.model_max_length, *[int(limit) for limit in limits if limit]]),
         loss_on=data.loss_on or "answers",
         scene_aspect=decision(config, "imagechain_scene_aspect"),
+        max_frames_per_scene=max_frames_per_scene(config),
         sampling=Sampling(fps=data.video_fps, most=data.frames_upbound, always_most=data.force_sample),
         add_time_instruction=data.add_time_instruction,
     )

@@ -12,6 +12,24 @@ from llava.imagechain.decisions import decision
 POOLING: dict[str, slice] = {"mean": slice(None), "last_frame": slice(-1, None)}
 
 
+def evenly_spaced(count: int, most: int | None) -> list[int]:
+    """Return which frames of a scene are kept: at most `most`, evenly spaced, both ends included.
+
+    Of one the middle is kept (of two middle ones the earlier): the first shows a scene before anything has happened,
+    the last is next to the following scene.
+
+    Args:
+        count: Frames of the scene.
+        most: Frames to keep; None or 0 keeps all.
+    """
+    if not most or count <= most:
+        return list(range(count))
+    if most == 1:
+        return [(count - 1) // 2]
+    gaps = most - 1
+    return [(2 * number * (count - 1) + gaps) // (2 * gaps) for number in range(most)]
+
+
 def needed_frames(scenes: list[torch.Tensor], config: Any) -> list[torch.Tensor]:
     """Return of each scene the frames that enter its vector, along dimension 0.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from llava.imagechain.decisions import DECISIONS, settle_decisions
+from llava.imagechain.decisions import asked_of, settle_decisions
 from llava.imagechain.files import read_json
 
 # Settings that are keys of the model's config, and what LLaVA takes where a plain language model has none.
@@ -38,8 +38,7 @@ def load_model(groups: Any) -> Any:
         if model_arguments.pretrain_mm_mlp_adapter:
             body = loaded.model.get_model()
             body._load_adapter(model_arguments.pretrain_mm_mlp_adapter, body.vision_resampler)
-    wanted = {name: getattr(model_arguments, name) for name in DECISIONS}
-    settle_decisions(loaded.model.config, wanted, trained=False)
+    settle_decisions(loaded.model.config, asked_of(model_arguments), trained=False)
     loaded.model.get_vision_tower().frames_per_call = model_arguments.frames_per_call
     return loaded
 

@@ -35,7 +35,7 @@ from llava.imagechain.arguments import (
 )
 from llava.imagechain.config import ConfigError
 from llava.imagechain.data import ExampleSettings, StoryExamples, unreadable_stories
-from llava.imagechain.decisions import DECISIONS, decision, settle_decisions
+from llava.imagechain.decisions import asked_of, decision, max_frames_per_scene, settle_decisions
 from llava.imagechain.distributed import leave_group
 from llava.imagechain.files import read_json, sha256_json, sha256_model, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
@@ -251,6 +251,7 @@ def example_settings(groups: Groups, variant: Variant, config: Any, tokens_per_s
         tokens_per_scene=tokens_per_scene,
         prompt_format=decision(config, "imagechain_prompt"),
         scene_aspect=decision(config, "imagechain_scene_aspect"),
+        max_frames_per_scene=max_frames_per_scene(config),
         conversation_name=model_arguments.version,
         loss_on=data.loss_on or variant.loss_on,
         max_length=min(settings.model_max_length, *limits),
@@ -290,7 +291,7 @@ def show_plan(groups: Groups, variant: Variant | None, stories: Stories) -> int:
     model_arguments, _, settings = groups
     folder = str(model_arguments.model_name_or_path)
     config = SimpleNamespace(**read_json(Path(folder) / "config.json"))
-    settle_decisions(config, {name: getattr(model_arguments, name) for name in DECISIONS}, trained=False)
+    settle_decisions(config, asked_of(model_arguments), trained=False)
     if model_arguments.vision_tower and is_language_model(folder):
         config.mm_vision_tower = model_arguments.vision_tower
     set_layout(config, model_arguments, groups[1])
@@ -342,9 +343,7 @@ def expected(groups: Groups, folder: str, examples: StoryExamples) -> str:
         label_tokens=max((plan.num_labels for plan in examples.plans), default=0),
         tower_runs=data.feature_cache is None,
     )
-    counts = dict(zip(examples.stories.ids, map(sum, examples.stories.frame_counts()), strict=True))
-    frames = [counts[plan.story_id] for plan in examples.plans]
-    return estimate(folder, examples.lengths, plan, frames=frames, tflops=settings.tflops).describe()
+    return estimate(folder, examples.lengths, plan, frames=examples.num_frames(), tflops=settings.tflops).describe()
 
 
 def vision_config(config: Any, folder: str) -> Any:

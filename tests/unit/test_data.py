@@ -9,6 +9,7 @@ from PIL import Image
 
 from llava.imagechain.data import Collator, ExampleSettings, StoryExamples, frame_problem, unreadable_stories
 from llava.imagechain.labels import IGNORE_INDEX
+from llava.imagechain.pooling import evenly_spaced
 from llava.imagechain.prompts import IMAGE_TOKEN_INDEX
 from llava.imagechain.story import StoryFrames, storyframes_features
 from llava.imagechain.variants import VARIANTS
@@ -209,3 +210,28 @@ def test_the_mask_does_not_depend_on_the_pad_id(parts):
     made = examples(parts, stories_of(2, 4))
     masks = [Collator(pad_token_id=pad)([made[0], made[1]])["attention_mask"] for pad in (0, 29)]
     assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "kept"),
+    [(5, None, [0, 1, 2, 3, 4]), (5, 0, [0, 1, 2, 3, 4]), (3, 4, [0, 1, 2]), (5, 1, [2]), (4, 1, [1]), (2, 1, [0]),
+     (5, 2, [0, 4]), (5, 3, [0, 2, 4]), (6, 3, [0, 3, 5]), (9, 4, [0, 3, 5, 8])],
+)  # fmt: skip
+def test_kept_frames_are_evenly_spaced_with_both_ends_and_one_is_the_middle(count, most, kept):
+    assert evenly_spaced(count, most) == kept
+
+
+def test_no_frame_is_kept_twice():
+    for count in range(1, 40):
+        for most in range(1, 40):
+            kept = evenly_spaced(count, most)
+            assert len(set(kept)) == len(kept) == min(count, most)
+
+
+def test_at_most_that_many_frames_of_a_scene_are_shown(parts):
+    stories = stories_of(4)
+    whole, made = examples(parts, stories)[0], examples(parts, stories, max_frames_per_scene=3)
+    assert [len(scene) for scene in made[0]["images"]] == [2, 3, 3, 3]
+    assert torch.equal(made[0]["images"][3], whole["images"][3][[0, 2, 4]])
+    assert made.lengths == examples(parts, stories).lengths
+    assert (examples(parts, stories).num_frames(), made.num_frames()) == ([2 + 3 + 4 + 5], [2 + 3 + 3 + 3])

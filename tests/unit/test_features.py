@@ -169,3 +169,19 @@ def test_examples_with_a_cache_read_no_frame(tmp_path, tower, tiny_llava, monkey
     assert [tuple(scene.shape) for scene in example["images"]] == [(3, 16, 32)] * 3 + [(2, 16, 32), (3, 16, 32)]
     row = next(scene.row for scene in made.plans[0].scenes if scene.demonstration)
     assert torch.equal(example["images"][0], found[1].scene(row, 1))
+
+
+def test_the_cache_holds_all_frames_whatever_number_a_run_shows(tmp_path, tower, tiny_llava):
+    from transformers import AutoTokenizer
+
+    stories = stories_of(3)
+    found = cache(tmp_path, [stories, stories], tower)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llava.full, use_fast=False)
+    settings = ExampleSettings(tokens_per_scene=16, max_frames_per_scene=1)
+    read, cached = (
+        StoryExamples(stories, VARIANTS["imagechain"], tokenizer, tower.image_processor, settings, features=features)[0]
+        for features in ((), found)
+    )
+    assert [len(scene) for scene in cached["images"]] == [1, 1, 1]
+    for pixels, features in zip(read["images"], cached["images"], strict=True):
+        torch.testing.assert_close(features, tower(pixels), rtol=1e-5, atol=1e-5)
