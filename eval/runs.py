@@ -11,6 +11,7 @@ from llava.imagechain.files import read_json, read_jsonl, sha256_json
 
 PREDICTIONS = "predictions.jsonl"
 JUDGMENTS = "judgments.jsonl"
+JUDGE_RUN = "judge_run.json"
 CONTROLS = {
     "blank_images": "blank images",
     "other_text": "another story's earlier text",
@@ -27,6 +28,7 @@ class Prediction:
     prediction: str
     reference: str
     dropped_scenes: int
+    video_name: str | None = None  # None where the rows do not say it
 
     @property
     def pair_sha256(self) -> str:
@@ -58,6 +60,8 @@ class RunFolder:
     stories: str | None
     skipped: int
     finished: bool  # False when its run.json says that predicting did not come to its end
+    seed: int | None = None  # training seed of the checkpoint; None for a base model
+    unusable: int = 0  # rows of predictions.jsonl that are malformed or repeat an id
 
     def by_id(self) -> dict[str, Judged]:
         """Return the rows by story id."""
@@ -68,7 +72,8 @@ def read_predictions(path: Path) -> tuple[list[Prediction], list[dict[str, Any]]
     """Read predictions.jsonl.
 
     Returns:
-        The usable rows, the others as {"id", "reason"}, and what all rows share (variant, train_context, control).
+        The usable rows, the others as {"id", "reason"}, and what all rows share (variant, train_context, control,
+        seed).
 
     Raises:
         ValueError: No row, a malformed line, or rows of several runs in one file.
@@ -90,8 +95,9 @@ def read_predictions(path: Path) -> tuple[list[Prediction], list[dict[str, Any]]
                 prediction=_storable(raw["prediction"]),
                 reference=_storable(raw["reference"]),
                 dropped_scenes=int(raw.get("dropped_scenes") or 0),
+                video_name=str(raw["video_name"]) if raw.get("video_name") else None,
             )
-            kind = {"variant": raw["variant"], "train_context": raw.get("train_context"), "control": raw.get("control")}
+            kind = {name: raw.get(name) for name in ("variant", "train_context", "control", "seed")}
             shared += [kind] if kind not in shared else []
     if not rows:
         raise ValueError(f"{path}: rows made by eval.predict were wanted, found {len(raw_rows)} rows, none usable")
@@ -105,6 +111,8 @@ def _wrong(raw: dict[str, Any]) -> str | None:
         if not isinstance(raw.get(name), kind) or isinstance(raw.get(name), bool):
             found = type(raw.get(name)).__name__ if name in raw else "nothing"
             return f"{name}: {'a whole number' if kind is int else 'text'} was wanted, found {found}"
+    if (seed := raw.get("seed")) is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        return f"seed: a whole number or null was wanted, found {type(seed).__name__}"
     return None
 
 
@@ -121,7 +129,7 @@ def read_run(folder: Path) -> RunFolder:
     """
     if not (folder / PREDICTIONS).is_file():
         raise ValueError(f"{folder}: a run folder with {PREDICTIONS} (made by eval.predict) was wanted")
-    predictions, _, shared = read_predictions(folder / PREDICTIONS)
+    predictions, unusable, shared = read_predictions(folder / PREDICTIONS)
     judgments = read_jsonl(folder / JUDGMENTS) if (folder / JUDGMENTS).is_file() else []
     by_id = {row["id"]: row for row in judgments if isinstance(row.get("id"), str)}
     run_json = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
@@ -134,11 +142,23 @@ def read_run(folder: Path) -> RunFolder:
         train_context=shared["train_context"],
         control=shared["control"],
         rows=tuple(_judged(row, by_id.get(row.story_id)) for row in predictions),
-        judge=" and ".join(names) or None,
+        judge=" and ".join(names) + _asked(folder) if names else None,
         stories=str(config["stories"]) if isinstance(config, dict) and config.get("stories") else None,
         skipped=len(read_jsonl(skipped)) if skipped.is_file() else 0,
         finished=not isinstance(run_json, dict) or run_json.get("status", "success") == "success",
+        seed=shared["seed"],
+        unusable=len(unusable),
     )
+
+
+def _asked(folder: Path) -> str:
+    """Return which model a judge asked with which prompt: runs judged by different ones must not be compared."""
+    judged = read_json(folder / JUDGE_RUN) if (folder / JUDGE_RUN).is_file() else {}
+    config = judged.get("config") if isinstance(judged, dict) else None
+    settings = config.get("judge_settings") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(settings, dict) or settings.get("answers_from") != "server":
+        return ""
+    return f" ({settings.get('model') or 'model unknown'}, prompt {str(config.get('prompt_sha256'))[:8]})"
 
 
 def _judged(row: Prediction, judgment: dict[str, Any] | None) -> Judged:
