@@ -1,4 +1,4 @@
-"""report.html: Table 1, its controls and one card for each story with pictures, texts, predictions and verdicts.
+"""report.html: Table 1, its controls, runs against each other, and one card a story with pictures, texts and verdicts.
 
 Launch: python -m eval.report --runs RUN [RUN ...] --stories STORYFRAMES --output OUT/report.html
 
@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.behaviours import available, mark_behaviours
+from eval.report_pairs import pair_views
 from eval.runs import Judged, RunFolder, read_runs
 from eval.tables import COLUMNS, Row, Table, build_table, column_title
 from llava.imagechain.config import option, parse_config, to_json
@@ -49,7 +51,7 @@ class ReportConfig:
 class SceneView:
     """One scene of a card; a frame is a data URI, or None when it cannot be read."""
 
-    text: str
+    text: list[tuple[str, bool]]  # pieces, each with whether it is a behaviour word
     times: str
     frames: tuple[str | None, ...]
 
@@ -64,7 +66,7 @@ class OutcomeView:
     kinds: str  # what the verdict filter matches, space-separated
     badge: str
     label: str
-    text: str
+    text: list[tuple[str, bool]]
     remark: str
 
 
@@ -110,7 +112,7 @@ def scene_views(story: Story, config: ReportConfig) -> tuple[SceneView, ...]:
     """Return the scenes of a story with a few small pictures each."""
     return tuple(
         SceneView(
-            text=scene.description,
+            text=mark_behaviours(scene.description),
             times=f"{scene.start_s:.1f}–{scene.end_s:.1f} s",
             frames=tuple(thumbnail(frame, config.frame_size) for frame in spread(scene.frames, config.max_frames)),
         )
@@ -141,7 +143,7 @@ def outcome_view(row: Row, judged: Judged) -> OutcomeView:
         kinds=kinds,
         badge=badge,
         label=label,
-        text=judged.row.prediction,
+        text=mark_behaviours(judged.row.prediction),
         remark="; ".join(remarks),
     )
 
@@ -208,6 +210,7 @@ def render_page(table: Table, cards: Sequence[CardView], notes: Sequence[str]) -
     )
     style, script = ((PAGE_DIR / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     rows = [row for row in (*table.rows, *table.controls) if row.run]
+    pairs, uncompared = pair_views({row_key(row): row.run for row in rows if row.run})
     return environment.get_template("page.html.j2").render(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
@@ -219,6 +222,9 @@ def render_page(table: Table, cards: Sequence[CardView], notes: Sequence[str]) -
         runs=[{"key": row_key(row), "title": row.title} for row in rows],
         contexts=sorted({card.num_scenes for card in cards}),
         num_stories=len({story_id for row in rows if row.run for story_id in row.run.by_id()}),
+        pairs=pairs,
+        uncompared=uncompared,
+        behaviours_marked=available(),
         cards=cards,
         notes=notes,
     )

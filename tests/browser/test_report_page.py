@@ -53,7 +53,8 @@ def page_path(tmp_path_factory):
                 predictions.write(json.dumps(row) + "\n")
                 judgment = {"verdict": "no" if verdict == "unparsed" else verdict, "parsed": verdict != "unparsed"}
                 pair = sha256_json([word, text])
-                judgments.write(json.dumps({"id": story_id, **judgment, "answer": EVIL, "pair_sha256": pair}) + "\n")
+                judgment |= {"id": story_id, "answer": EVIL, "judge": "mock", "pair_sha256": pair}
+                judgments.write(json.dumps(judgment) + "\n")
     runs = [str(folder / "mllm"), str(folder / "imagechain")]
     assert report.main(["--runs", *runs, "--stories", str(folder), "--output", str(folder / "report.html")]) == 0
     return folder / "report.html"
@@ -128,6 +129,30 @@ def test_a_chosen_variant_hides_the_others(page):
     assert {item.get_attribute("data-variant") for item in page.locator("[data-variant]:visible").all()} == {
         "imagechain"
     }
+
+
+@pytest.mark.parametrize(
+    ("difference", "stories"),
+    [("any", "a"), ("first", "a"), ("second", ""), ("both", "c"), ("neither", "b"), ("", "abcd")],
+)
+def test_two_variants_are_compared_where_they_differ(page, difference, stories):
+    page.select_option("#variant", "imagechain")
+    page.select_option("#against", "mllm")
+    page.select_option("#difference", difference)
+    # An unscored story tells nothing; only "all" shows it.
+    assert shown(page) == [story for story in stories if story != "d" or not difference]
+    assert page.locator(".pair:visible").count() == 1
+    assert page.inner_text(".pair:visible").startswith("Not shown which of ImageChain and MLLM is better")
+    for card in page.locator(".card:visible").all():
+        boxes = [card.locator(f"[data-variant={key}]").bounding_box() for key in ("imagechain", "mllm")]
+        assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+    page.click("#clear")
+    assert shown(page) == list("abcd") and page.locator(".pair:visible").count() == 0
+
+
+def test_the_matrix_of_pairs_reads_row_against_column(page):
+    row = page.locator("table.pairs tbody tr", has_text="ImageChain").last
+    assert row.locator("td").first.inner_text().split() == ["+33.3", "1", ":", "0", "p", "1.00"]
 
 
 def test_nothing_is_loaded_from_anywhere(page, page_path):

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from eval import report
-from eval.runs import sha256_json
+from eval.report_pairs import pair_views
+from eval.runs import read_run, sha256_json
 from llava.imagechain.story import bucket_of, storyframes_features
 
 HOSTILE = [
@@ -87,7 +88,7 @@ def test_every_story_has_a_card_with_its_scenes_texts_predictions_and_verdicts(t
     runs.append(make_run(tmp_path / "c", rows, control="blank_images"))
     status, page = make_page(tmp_path, stories, *runs)
     assert status == 0
-    cards = page.split('<article class="card"')[1:]
+    cards = re.sub("</?mark>", "", page).split('<article class="card"')[1:]
     assert [re.search(r"<h3>(.*?)</h3>", card)[1] for card in cards] == ["s2", "s5"]
     assert [card.count('<figure class="scene') for card in cards] == [2, 5]
     assert [card.count("<img ") for card in cards] == [2 * 4, 5 * 4]  # at most four frames a scene
@@ -95,6 +96,22 @@ def test_every_story_has_a_card_with_its_scenes_texts_predictions_and_verdicts(t
     assert "five 3" in cards[1] and "says no" in cards[1] and "No, unparsed" in cards[1] and "hmm" in cards[1]
     assert 'data-variant="imagechain+blank_images"' in cards[0]
     assert page.index("Table 1") < page.index("<h2>Controls") < page.index("<h2>Stories")
+
+
+def test_behaviour_words_are_marked_in_descriptions_and_predictions(tmp_path):
+    pytest.importorskip("HanTa", reason="HanTa is not installed (extra eval)")
+    stories = make_stories(tmp_path / "sf", {"s": (2, "The dog jumps over a log.", picture())})
+    rows = [("s", 2, "A dog is holding a stick.", "no", "No")]
+    _, page = make_page(tmp_path, stories, make_run(tmp_path / "r", rows))
+    assert "The dog <mark>jumps</mark> over a log. 0" in page and "A dog is <mark>holding</mark> a stick." in page
+
+
+def test_runs_of_different_judges_are_not_compared_and_the_page_says_so(tmp_path):
+    rows = [("s", 2, "p", "yes", "Yes")]
+    one, two = make_run(tmp_path / "a", rows), make_run(tmp_path / "b", rows, "mllm")
+    (two / "judgments.jsonl").write_text((two / "judgments.jsonl").read_text().replace('"mock"', '"other"'))
+    views, problems = pair_views({"a": read_run(one), "b": read_run(two)})
+    assert views == {} and "mock" in problems[0] and "other" in problems[0]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
