@@ -3,26 +3,31 @@
 Launch: python -m eval.simrate --predictions RUN/predictions.jsonl [...] --judge world|simrate|mock|FOLDER
 
 Writes judgments.jsonl and judge_run.json beside each predictions file. Answers are kept in judgments.jsonl and in a
-cache; a rerun asks only what was never answered, and always reads the verdicts anew from the raw answers.
+cache; a rerun asks only what was never answered, and always reads the verdicts anew from the raw answers. Before it
+asks, it says how many calls, tokens and dollars that takes; --max-cost stops it before they are spent.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import fcntl
 import logging
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from eval.judge import Judge, load_judge
 from eval.judge.cache import AnswerCache, default_cache_path
-from eval.judge.client import Reply, Request, ServerError, ask_all, check_server
+from eval.judge.client import Reply, Request, ServerError, ask_all, check_server, check_url
+from eval.judge.cost import Cost, Spending, check_cost, estimate
 from eval.runs import JUDGMENTS, Prediction, read_predictions
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
-from llava.imagechain.files import JsonlAppender, read_jsonl, sha256_json, write_jsonl
+from llava.imagechain.files import JsonlAppender, read_json, read_jsonl, sha256_json, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 
 logger = logging.getLogger("eval.simrate")
@@ -31,12 +36,14 @@ JUDGE_RUN = "judge_run.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimRateConfig:
-    """Settings of eval.simrate; what is not given comes from the judge's settings.yaml."""
+    """Settings of eval.simrate; what is not given comes from JUDGE_BASE_URL, JUDGE_MODEL and JUDGE_REVISION in the
+    environment (scripts/eval/serve_judge.sh sets them), then from the judge's settings.yaml."""
 
     predictions: list[Path] = option(help="predictions.jsonl files made by eval.predict")
     judge: str = option("simrate", help="world, simrate, mock, or your own judge folder (its parser.py is RUN)")
     base_url: str | None = option(None, help="OpenAI-compatible server of the judge, for example http://HOST:8000/v1")
     model: str | None = option(None, help="model name on the server")
+    revision: str | None = option(None, help="version of that model; answers of another revision are not used")
     api_key_env: str | None = option(None, help="name of the environment variable that holds the server's key")
     rendering: str | None = option(None, help="chat messages, or the printed Llama 3 string", choices=("chat", "raw"))
     concurrency: int | None = option(None, help="requests at the same time", minimum=1)
@@ -45,6 +52,10 @@ class SimRateConfig:
         None, help="further tries after 429, 5xx, a timeout or a lost connection", minimum=0
     )
     cache: str = option("auto", help="file of kept answers; auto = the user's cache folder, off = none")
+    price: list[float] | None = option(
+        None, help="US dollars per million tokens read and per million written, instead of the judge's price table"
+    )
+    max_cost: float | None = option(None, help="US dollars; ask nothing beyond them", minimum=0)
     limit: int | None = option(None, help="judge only the first N rows of each file", minimum=1)
     resume: bool = option(True, help="use the answers that are already in judgments.jsonl")
     overwrite: bool = option(False, help="drop the judgments that are already there (the cache stays)")
@@ -112,9 +123,18 @@ def read_sheets(config: SimRateConfig) -> list[Sheet]:
     return sheets
 
 
-def known_answers(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], cache: AnswerCache) -> None:
-    """Fill in all answers that need no call: by the judge itself, from judgments.jsonl, from the cache."""
+def known_answers(
+    config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], cache: AnswerCache
+) -> collections.Counter[str]:
+    """Fill in all answers that need no call: by the judge itself, from judgments.jsonl, from the cache.
+
+    Returns:
+        How many came from `judgments` and from the `cache`, and how many rows have an answer of `others` only: of
+        another judge, model, prompt or revision.
+    """
+    counts: collections.Counter[str] = collections.Counter()
     for sheet in sheets:
+        pairs = {row.pair_sha256 for row in sheet.rows}
         wanted = {judge.key(row.reference, row.prediction): row for row in sheet.rows}
         known = wanted.keys() | {judge.key(row.reference, row.prediction) for row in sheet.later}
         earlier = sheet.folder / JUDGMENTS
@@ -122,24 +142,32 @@ def known_answers(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], 
             for old in read_jsonl(earlier):
                 if old.get("key") in known and isinstance(old.get("answer"), str):
                     sheet.answers[old["key"]] = old["answer"]
+                elif old.get("pair_sha256") in pairs and isinstance(old.get("answer"), str):
+                    counts["others"] += 1
         if judge.settings.answers_from == "server":
-            sheet.answers |= cache.get_many(wanted.keys() - sheet.answers.keys())
+            counts["judgments"] += len(wanted.keys() & sheet.answers.keys())
+            cached = cache.get_many(wanted.keys() - sheet.answers.keys())
+            counts["cache"] += len(cached)
+            sheet.answers |= cached
         else:
             sheet.answers |= {key: judge.local_answer(row.reference, row.prediction) for key, row in wanted.items()}
+    return counts
 
 
-def pending_requests(judge: Judge, sheets: Sequence[Sheet]) -> list[Request]:
-    """Return what has to be asked; equal comparisons are asked once."""
-    pending: dict[str, Request] = {}
+def pending_rows(judge: Judge, sheets: Sequence[Sheet]) -> dict[str, Prediction]:
+    """Return what has to be asked by its request's key; equal comparisons are asked once."""
+    pending: dict[str, Prediction] = {}
     for sheet in sheets:
         for row in sheet.rows:
             key = judge.key(row.reference, row.prediction)
-            if key not in sheet.answers and key not in pending:
-                pending[key] = Request(key=key, body=judge.request(row.reference, row.prediction))
-    return list(pending.values())
+            if key not in sheet.answers:
+                pending.setdefault(key, row)
+    return pending
 
 
-def ask_pending(judge: Judge, sheets: Sequence[Sheet], requests: Sequence[Request], cache: AnswerCache) -> str | None:
+def ask_pending(
+    judge: Judge, sheets: Sequence[Sheet], requests: Sequence[Request], cache: AnswerCache, spending: Spending
+) -> str | None:
     """Ask the server, writing each judgment down as it arrives.
 
     Returns:
@@ -161,7 +189,7 @@ def ask_pending(judge: Judge, sheets: Sequence[Sheet], requests: Sequence[Reques
             tqdm(total=len(requests), unit="call", desc="judge", mininterval=interval_s, maxinterval=interval_s)
         )
 
-        def take(reply: Reply) -> None:
+        def take(reply: Reply) -> str | None:
             for number, row in places[reply.key]:
                 kind = sheets[number].errors if reply.answer is None else sheets[number].answers
                 kind[reply.key] = str(reply.error if reply.answer is None else reply.answer)
@@ -170,6 +198,7 @@ def ask_pending(judge: Judge, sheets: Sequence[Sheet], requests: Sequence[Reques
             counts["unparsed"] += reply.answer is not None and not judgment["parsed"]
             progress.set_postfix(counts, refresh=False)
             progress.update()
+            return spending.add(reply)
 
         return ask_all(judge, requests, cache, take)
 
@@ -180,48 +209,108 @@ def finished(judge: Judge, sheet: Sheet) -> list[dict[str, Any]]:
 
 
 def summary(judge: Judge, sheet: Sheet) -> dict[str, Any]:
-    """Return the counts of one file."""
+    """Return the counts of one file, and the rate with unparsed answers as No (the paper's way) and without them."""
     rows = [sheet.judgment(judge, row) for row in sheet.rows]
     yes = sum(row["verdict"] == "yes" for row in rows)
     scored = sum(row["verdict"] is not None for row in rows)
+    unparsed = sum(row["verdict"] is not None and not row["parsed"] for row in rows)
     return {
         "rows": len(rows),
         "yes": yes,
         "no": scored - yes,
-        "unparsed": sum(row["verdict"] is not None and not row["parsed"] for row in rows),
+        "unparsed": unparsed,
         "unscored": len(rows) - scored,
         "skipped": len(sheet.skipped),
         "simrate_percent": round(100 * yes / scored, 2) if scored else None,
+        "simrate_percent_without_unparsed": round(100 * yes / (scored - unparsed), 2) if scored > unparsed else None,
     }
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep other processes from judging the same folder at the same time; the lock ends with the process.
+
+    Raises:
+        ConfigError: Another process is judging it.
+    """
+    with (folder / ".judging").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder} is being judged by another process; wait until that has ended, then run this again"
+            ) from None
+        except OSError as error:  # a file system without locks
+            logger.warning("%s cannot be locked (%s): do not judge it twice at the same time", folder, error.strerror)
+        yield
 
 
 def judge_sheets(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], cache: AnswerCache) -> int:
     """Judge, write, report; return the exit status."""
-    known_answers(config, judge, sheets, cache)
-    requests = pending_requests(judge, sheets)
-    total = sum(len(sheet.rows) for sheet in sheets)
-    if config.dry_run:
-        print(f"{total} rows, {len(requests)} calls to a server; nothing was asked or written")
-        return 0
-    if requests:
-        check_server(judge, requests[0])
     with contextlib.ExitStack() as stack:
+        for sheet in sheets if not config.dry_run else ():
+            stack.enter_context(only_one(sheet.folder))
+        known = known_answers(config, judge, sheets, cache)
+        pending = pending_rows(judge, sheets)
+        cost = estimate(judge, [(row.reference, row.prediction) for row in pending.values()])
+        _print_plan(judge, sheets, cost, known)
+        if config.dry_run:
+            print("nothing was asked or written")
+            return 0
+        check_cost(judge, cost, config.max_cost)
+        requests = [Request(key=key, body=judge.request(row.reference, row.prediction)) for key, row in pending.items()]
+        server = check_server(judge, requests[0]) if requests else {}
+        asked = {
+            "asked_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "revision": judge.settings.revision or server.get("revision"),
+            "server": server,
+        }
+        earlier = [_asked_before(config, sheet) for sheet in sheets]
         runs = [stack.enter_context(_manifest(config, judge, sheet)) for sheet in sheets]
-        stopped = ask_pending(judge, sheets, requests, cache) if requests else None
-        unscored = 0
-        for sheet, run in zip(sheets, runs, strict=True):
-            judgments = [sheet.judgment(judge, row) for row in (*sheet.rows, *sheet.later)]
-            write_jsonl(sheet.folder / JUDGMENTS, judgments if not sheet.later else finished(judge, sheet))
-            if sheet.skipped:
-                write_jsonl(sheet.folder / "judge_skipped.jsonl", sheet.skipped)
-            counts = summary(judge, sheet)
-            unscored += counts["unscored"]
-            run.record(summary=counts, calls=len(requests), stopped=stopped)
-            _print_summary(sheet, counts)
+        for run, before in zip(runs, earlier, strict=True):
+            run.record(expected=dataclasses.asdict(cost), known=dict(known), asked=[*before, *[asked] * bool(requests)])
+        spending = Spending(judge, cost, config.max_cost)
+        try:
+            stopped = ask_pending(judge, sheets, requests, cache, spending) if requests else None
+        finally:
+            asked |= spending.facts()
+        return _finish(judge, sheets, runs, stopped)
+
+
+def _finish(judge: Judge, sheets: Sequence[Sheet], runs: Sequence[Run], stopped: str | None) -> int:
+    unscored = 0
+    for sheet, run in zip(sheets, runs, strict=True):
+        judgments = [sheet.judgment(judge, row) for row in (*sheet.rows, *sheet.later)]
+        write_jsonl(sheet.folder / JUDGMENTS, judgments if not sheet.later else finished(judge, sheet))
+        if sheet.skipped:
+            write_jsonl(sheet.folder / "judge_skipped.jsonl", sheet.skipped)
+        counts = summary(judge, sheet)
+        unscored += counts["unscored"]
+        run.record(summary=counts, stopped=stopped if counts["unscored"] else None)
+        _print_summary(sheet, counts)
     if unscored:
         reason = f" after {stopped}" if stopped else ""
         logger.error("%d rows are unscored%s; run the same command again to ask for them only", unscored, reason)
     return 1 if unscored else 0
+
+
+def _print_plan(judge: Judge, sheets: Sequence[Sheet], cost: Cost, known: collections.Counter[str]) -> None:
+    line = f"{sum(len(sheet.rows) for sheet in sheets):,} rows, {cost}"
+    if judge.settings.answers_from == "server":
+        line += f"; known: {known['judgments']:,} from {JUDGMENTS}, {known['cache']:,} from the cache"
+    if known["others"]:
+        line += f"; {known['others']:,} answers of another judge, model, prompt or revision do not count"
+    print(line)
+
+
+def _asked_before(config: SimRateConfig, sheet: Sheet) -> list[Any]:
+    """Return who gave the answers that are there already, so that a rerun without a call does not forget it."""
+    path = sheet.folder / JUDGE_RUN
+    if config.overwrite or not config.resume or not path.is_file():
+        return []
+    earlier = read_json(path)
+    asked = earlier.get("asked") if isinstance(earlier, dict) else None
+    return asked if isinstance(asked, list) else []
 
 
 def _manifest(config: SimRateConfig, judge: Judge, sheet: Sheet) -> contextlib.AbstractContextManager[Run]:
@@ -235,12 +324,41 @@ def _manifest(config: SimRateConfig, judge: Judge, sheet: Sheet) -> contextlib.A
 
 
 def _print_summary(sheet: Sheet, counts: dict[str, Any]) -> None:
-    rate = "-" if counts["simrate_percent"] is None else f"{counts['simrate_percent']:.2f} %"
+    rate, without = (
+        "-" if value is None else f"{value:.2f} %"
+        for value in (counts["simrate_percent"], counts["simrate_percent_without_unparsed"])
+    )
     scored = counts["yes"] + counts["no"]
+    unparsed = f"{counts['unparsed']} ({without} without them)" if counts["unparsed"] else "0"
     print(
-        f"{sheet.folder}: SimRate {rate} ({counts['yes']}/{scored}), unparsed {counts['unparsed']}, "
+        f"{sheet.folder}: SimRate {rate} ({counts['yes']}/{scored}), unparsed {unparsed}, "
         f"unscored {counts['unscored']}, skipped {counts['skipped']} -> {sheet.folder / JUDGMENTS}"
     )
+
+
+def chosen_judge(config: SimRateConfig) -> Judge:
+    """Return the judge with the settings of this run.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        ServerError: The server's address is wrong, or holds a secret.
+    """
+    judge = load_judge(config.judge).with_environment()
+    judge = judge.with_settings(
+        base_url=config.base_url,
+        model=config.model,
+        revision=config.revision,
+        api_key_env=config.api_key_env,
+        rendering=config.rendering,
+        concurrency=config.concurrency,
+        timeout_s=config.timeout_s,
+        max_retries=config.max_retries,
+    )
+    if config.price is not None:
+        judge = judge.with_settings(prices={**judge.settings.prices, judge.settings.model: config.price})
+    if judge.settings.answers_from == "server":
+        check_url(judge.settings.base_url)
+    return judge
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -251,15 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(SimRateConfig, argv, program="eval.simrate", description=__doc__ or "")
     cache = None
     try:
-        judge = load_judge(config.judge).with_settings(
-            base_url=config.base_url,
-            model=config.model,
-            api_key_env=config.api_key_env,
-            rendering=config.rendering,
-            concurrency=config.concurrency,
-            timeout_s=config.timeout_s,
-            max_retries=config.max_retries,
-        )
+        judge = chosen_judge(config)
         sheets = read_sheets(config)
         on_disk = judge.settings.answers_from == "server" and config.cache != "off"
         path = default_cache_path() if config.cache == "auto" else Path(config.cache).expanduser()

@@ -13,6 +13,9 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import math
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +28,8 @@ from llava.imagechain.files import sha256_json
 
 BUILT_IN = ("world", "simrate", "mock")
 JUDGE_DIR = Path(__file__).resolve().parent
+# What scripts/eval/serve_judge.sh hands on; a command-line flag or a config file says more.
+ENVIRONMENT = {"base_url": "JUDGE_BASE_URL", "model": "JUDGE_MODEL", "revision": "JUDGE_REVISION"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,13 @@ class JudgeSettings:
     rendering: str = option("chat", help="chat messages, or the printed Llama 3 string", choices=("chat", "raw"))
     base_url: str = option("http://127.0.0.1:8000/v1", help="OpenAI-compatible server")
     model: str = option("", help="model name on the server")
+    revision: str = option(
+        "", help="which version of the model answers (commit, quantization); part of the cache's key"
+    )
+    tokenizer: str = option("", help="model or folder whose tokenizer.json counts tokens; by default the model's")
+    prices: dict[str, Any] = option(
+        {}, help="model: [US dollars per million tokens read, per million written], null where unknown"
+    )
     api_key_env: str = option("JUDGE_API_KEY", help="name of the environment variable that holds the key")
     temperature: float = option(0.0, help="sampling temperature; 0 is greedy")
     max_tokens: int = option(8, help="longest answer in tokens")
@@ -93,7 +105,8 @@ class Judge:
     def key(self, reference: str, prediction: str) -> str:
         """Return the SHA-256 under which the answer to this comparison is kept."""
         if self.settings.answers_from == "server":
-            return sha256_json(self.request(reference, prediction))
+            request, revision = self.request(reference, prediction), self.settings.revision
+            return sha256_json({**request, "revision": revision} if revision else request)
         return sha256_json({"judge": self.settings.name, "reference": reference, "prediction": prediction})
 
     def local_answer(self, reference: str, prediction: str) -> str:
@@ -111,10 +124,21 @@ class Judge:
     def _script(self) -> dict[str, Any]:
         return _load_yaml(self.folder / (self.settings.script or "answers.yaml"), dict)
 
+    def with_environment(self) -> Judge:
+        """Return the judge with the server, model and revision that the environment names (see ENVIRONMENT)."""
+        return self.with_settings(**{name: os.environ.get(variable) or None for name, variable in ENVIRONMENT.items()})
+
     def with_settings(self, **changes: Any) -> Judge:
-        """Return the judge with some settings replaced; a value of None keeps the folder's."""
+        """Return the judge with some settings replaced; a value of None keeps the folder's.
+
+        Raises:
+            ConfigError: A value is wrong.
+        """
         kept = {name: value for name, value in changes.items() if value is not None}
-        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **kept))
+        settings = dataclasses.replace(self.settings, **kept)
+        if wrong := _wrong_settings(settings):
+            raise ConfigError(wrong)
+        return dataclasses.replace(self, settings=settings)
 
 
 def load_judge(name_or_path: str | Path) -> Judge:
@@ -133,10 +157,32 @@ def load_judge(name_or_path: str | Path) -> Judge:
         settings: JudgeSettings = build_config(JudgeSettings, [_load_yaml(folder / "settings.yaml", dict)])
     except ConfigError as error:
         raise ConfigError(f"{folder / 'settings.yaml'}: {error}") from error
+    if wrong := _wrong_settings(settings):
+        raise ConfigError(f"{folder / 'settings.yaml'}: {wrong}")
     prompt: list[dict[str, str]] = _load_yaml(folder / settings.prompt, list) if settings.prompt else []
     if settings.answers_from == "server" and not prompt:
         raise ConfigError(f"{folder / 'settings.yaml'}: a judge that asks a server needs a prompt file")
     return Judge(settings=settings, folder=folder, prompt=tuple(prompt), parse=_parser_of(folder, name in BUILT_IN))
+
+
+def _wrong_settings(settings: JudgeSettings) -> str | None:
+    # A key put where its variable's name belongs would be written into judge_run.json.
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", settings.api_key_env):
+        return "api_key_env: the NAME of an environment variable was wanted, in capitals, such as JUDGE_API_KEY"
+    for model, price in settings.prices.items():
+        if price is not None and not _is_price(price):
+            return f"prices, {model}: two numbers from 0 on (or null) were wanted, found {price!r}"
+    return None
+
+
+def _is_price(price: Any) -> bool:
+    return (
+        isinstance(price, list)
+        and len(price) == 2
+        and all(
+            isinstance(part, (int, float)) and not isinstance(part, bool) and 0 <= part < math.inf for part in price
+        )
+    )
 
 
 def _parser_of(folder: Path, built_in: bool) -> Callable[[str, str], Verdict]:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ CHECK_TIMEOUT_S = 15.0
 LONGEST_BACKOFF_S = 120.0
 # A server that fails this often in a row is down: the rest is left for the next run instead of being retried for hours.
 FAILURES_IN_A_ROW = 20
+# A model loaded from the Hugging Face cache is listed under a path that ends in its commit.
+SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
 
 
 class ServerError(RuntimeError):
@@ -42,11 +45,23 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An answer, or the reason why there is none."""
+    """An answer, or the reason why there is none.
+
+    Attributes:
+        key: The request's.
+        answer: The raw answer.
+        error: Why there is none.
+        hopeless: Every further call would fail as this one did: the key or the model is refused.
+        usage: Tokens read and written, where the server says so.
+        fingerprint: What the server calls its present state, where it says so.
+    """
 
     key: str
     answer: str | None = None
     error: str | None = None
+    hopeless: bool = False
+    usage: tuple[int, int] | None = None
+    fingerprint: str | None = None
 
 
 def check_url(base_url: str) -> None:
@@ -65,21 +80,24 @@ def check_url(base_url: str) -> None:
         )
 
 
-def check_server(judge: Judge, probe: Request) -> None:
+def check_server(judge: Judge, probe: Request) -> dict[str, str]:
     """Make sure that the judge's server answers, before anything is asked or written.
 
     The list of models is asked for; where a server has none to give, `probe` is asked instead.
     A model that the server does not list is a warning only: several servers accept names that they do not list.
 
+    Returns:
+        What the server says about its model: `revision`, `root` and `owned_by`, as far as it does.
+
     Raises:
         ServerError: It does not answer, fails, or refuses the key.
     """
     check_url(judge.settings.base_url)
-    asyncio.run(_check_server(judge.settings, probe))
+    return asyncio.run(_check_server(judge.settings, probe))
 
 
 def ask_all(
-    judge: Judge, requests: Sequence[Request], cache: AnswerCache, on_reply: Callable[[Reply], None]
+    judge: Judge, requests: Sequence[Request], cache: AnswerCache, on_reply: Callable[[Reply], str | None]
 ) -> str | None:
     """Ask all requests, at most `concurrency` at the same time; each reply is cached, then handed on as it arrives.
 
@@ -87,7 +105,7 @@ def ask_all(
         judge: Whose server and settings to use.
         requests: Distinct requests.
         cache: Where answers are kept.
-        on_reply: Called in this thread for every request that was asked.
+        on_reply: Called in this thread for every request that was asked; a text that it returns is a reason to stop.
 
     Returns:
         None, or why asking stopped early; the remaining requests were not asked.
@@ -96,7 +114,7 @@ def ask_all(
 
 
 async def _ask_all(
-    settings: JudgeSettings, requests: Sequence[Request], cache: AnswerCache, on_reply: Callable[[Reply], None]
+    settings: JudgeSettings, requests: Sequence[Request], cache: AnswerCache, on_reply: Callable[[Reply], str | None]
 ) -> str | None:
     secret = _secret(settings)
     failures = 0
@@ -112,9 +130,12 @@ async def _ask_all(
             else:
                 failures = 0
                 reply = dataclasses.replace(reply, answer=cache.put(request.key, reply.answer, settings.model))
-            if failures >= FAILURES_IN_A_ROW:
-                stopped = f"{failures} calls failed in a row, the last with {reply.error}"
-            on_reply(reply)
+            reason = on_reply(reply)
+            if reply.hopeless:
+                reason = f"a call was refused: {reply.error}"
+            elif failures >= FAILURES_IN_A_ROW:
+                reason = f"{failures} calls failed in a row, the last with {reply.error}"
+            stopped = stopped or reason
 
     async with _client(settings, timeout_s=settings.timeout_s, max_retries=settings.max_retries) as client:
         await asyncio.gather(*(work() for _ in range(min(settings.concurrency, len(requests)))))
@@ -134,17 +155,25 @@ def _client(settings: JudgeSettings, *, timeout_s: float, max_retries: int) -> A
 
 
 async def _ask(client: AsyncOpenAI, settings: JudgeSettings, request: Request, *, secret: str) -> Reply:
-    from openai import OpenAIError
+    from openai import AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
     create: Any = (client.completions if "prompt" in request.body else client.chat.completions).with_raw_response.create
     # The client's timeout bounds the silence between two bytes; this one bounds the request with all its retries.
     limit_s = (settings.timeout_s + LONGEST_BACKOFF_S) * (settings.max_retries + 1)
     try:
         response = await asyncio.wait_for(create(**request.body), limit_s)
-        answer = _text_of(json.loads(response.text))
-    except (OpenAIError, ValueError, asyncio.TimeoutError) as error:
-        return Reply(key=request.key, error=_describe(error, secret))
-    return Reply(key=request.key, answer=_clean(answer, secret))
+        body = json.loads(response.text)
+        answer = _text_of(body)
+    except (OpenAIError, ValueError, RecursionError, asyncio.TimeoutError) as error:
+        refused = isinstance(error, (AuthenticationError, PermissionDeniedError, NotFoundError))
+        return Reply(key=request.key, error=_describe(error, secret), hopeless=refused)
+    fingerprint = body.get("system_fingerprint")
+    return Reply(
+        key=request.key,
+        answer=_clean(answer, secret),
+        usage=_usage_of(body),
+        fingerprint=_clean(fingerprint[:200], secret) if isinstance(fingerprint, str) else None,
+    )
 
 
 def _text_of(body: Any) -> str:
@@ -163,7 +192,15 @@ def _text_of(body: Any) -> str:
     return text
 
 
-async def _check_server(settings: JudgeSettings, probe: Request) -> None:
+def _usage_of(body: dict[str, Any]) -> tuple[int, int] | None:
+    usage = body.get("usage")
+    read, written = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (0, 0)
+    if type(read) is not int or type(written) is not int or read <= 0 or written < 0:
+        return None
+    return read, written
+
+
+async def _check_server(settings: JudgeSettings, probe: Request) -> dict[str, str]:
     from openai import APIStatusError, OpenAIError
 
     secret = _secret(settings)
@@ -177,9 +214,9 @@ async def _check_server(settings: JudgeSettings, probe: Request) -> None:
                     raise
                 reply = await _ask(client, settings, probe, secret=secret)
                 if reply.error is None:
-                    return
+                    return {}
                 raise ServerError(f"{where} answers {reply.error}; wait until it is healthy") from None
-        models = [model["id"] for model in json.loads(response.text)["data"]]
+        cards = {card["id"]: card for card in json.loads(response.text)["data"]}
     except APIStatusError:
         raise ServerError(
             f"{where} refuses the key: set the environment variable {settings.api_key_env} (it is "
@@ -192,9 +229,17 @@ async def _check_server(settings: JudgeSettings, probe: Request) -> None:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ServerError(f"{where} answers, but not as an OpenAI-compatible server; check --base-url") from None
-    if models and settings.model not in models:
-        served = ", ".join(map(str, models[:5]))
+    if cards and settings.model not in cards:
+        served = ", ".join(map(str, list(cards)[:5]))
         logger.warning("%s lists %s and not %r; if every call fails, pass --model", where, served, settings.model)
+    said = {
+        name: _clean(value[:500], secret)
+        for name in ("revision", "root", "owned_by")
+        if isinstance(value := cards.get(settings.model, {}).get(name), str)
+    }
+    if "revision" not in said and (commit := SNAPSHOT.search(said.get("root", ""))):
+        said["revision"] = commit[1]
+    return said
 
 
 def _describe(error: Exception, secret: str) -> str:
