@@ -6,29 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from eval.runs import CONTROLS, Judged, RunFolder
+from eval.runs import Judged, RunFolder, column_title, run_title
 from eval.stats import CONFIDENCE, clustered_interval, detectable_paired, holm, mcnemar
 from eval.table_files import Sheet
 from llava.imagechain.story import CONTEXTS
-from llava.imagechain.variants import VARIANTS
 
 FEW_VIDEOS = 20
-
-
-def context_title(name: str | None) -> str:
-    """Return the paper's spelling of a context: c4_6 is C4-6; a base model has none."""
-    return name.upper().replace("_", "-") if name else "no training"
-
-
-def run_title(run: RunFolder) -> str:
-    """Name a run as the tables do, with what tells it from its siblings."""
-    variant = VARIANTS[run.variant].title if run.variant in VARIANTS else run.variant
-    details = [
-        *([f"trained on {context_title(run.train_context)}"] if run.train_context not in (None, "c2_7") else []),
-        *([f"seed {run.seed}"] if run.seed is not None else []),
-        *([CONTROLS.get(run.control, run.control)] if run.control else []),
-    ]
-    return ", ".join([variant, *details])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +67,7 @@ def compare(a: RunFolder, b: RunFolder, context: str = "c2_6", seed: int = 0) ->
     total = len(inside_a.keys() | inside_b.keys())
     if not scored:
         raise ValueError(
-            f"{a.path} and {b.path}: no story of {context_title(context)} is scored in both (A has {len(inside_a)} "
+            f"{a.path} and {b.path}: no story of {column_title(context)} is scored in both (A has {len(inside_a)} "
             f"stories there, B has {len(inside_b)}, {len(pairs)} are shared); nothing can be compared"
         )
     yes = [(one.verdict == "yes", two.verdict == "yes") for one, two in scored]
@@ -92,8 +75,11 @@ def compare(a: RunFolder, b: RunFolder, context: str = "c2_6", seed: int = 0) ->
     videos = [one.row.video_name or two.row.video_name or f"story {one.row.story_id}" for one, two in scored]
     bounds = clustered_interval(differences, videos, seed)
     only_a, only_b = sum(x > y for x, y in yes), sum(x < y for x, y in yes)
+    names = [run_title(run) for run in (a, b)]
+    if names[0] == names[1]:
+        names = [f"{name} ({run.path})" for name, run in zip(names, (a, b), strict=True)]
     return Comparison(
-        a=run_title(a), b=run_title(b), context=context, n=len(scored), videos=len(set(videos)),
+        a=names[0], b=names[1], context=context, n=len(scored), videos=len(set(videos)),
         yes_a=sum(x for x, _ in yes), yes_b=sum(y for _, y in yes), only_a=only_a, only_b=only_b,
         p_value=mcnemar(only_a, only_b), low=100 * bounds[0], high=100 * bounds[1],
         detectable=100 * detectable_paired(len(scored), only_a + only_b), left_out=total - len(scored),
@@ -189,7 +175,7 @@ def comparison_sheet(comparisons: Sequence[Comparison], title: str, notes: Seque
         for c, value in zip(comparisons, adjusted, strict=True)
     )
     method = (
-        "n: stories scored in both runs; only A, only B: with a Yes in one run alone. p: exact McNemar test over stories"
+        "n: stories scored in both runs; only A, only B: Yes in one run alone. p: exact McNemar test over stories"
         + (", with Holm's correction for the number of rows beside it" if several else "")
         + ". Interval: bootstrap over videos. Detectable: the smallest true difference in points that the test finds "
         "with 80 % probability at this n and share of discordant stories (Connor 1987)."

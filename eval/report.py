@@ -150,7 +150,7 @@ def outcome_view(row: Row, judged: Judged) -> OutcomeView:
 
 def row_key(row: Row) -> str:
     """Return what the variant filter calls a row."""
-    return f"{row.variant}+{row.control}" if row.control else row.variant
+    return row.key
 
 
 def build_cards(rows: Sequence[Row], stories: StoryFrames, config: ReportConfig) -> tuple[list[CardView], list[str]]:

@@ -1,13 +1,14 @@
-"""Read run folders: predictions.jsonl with their judgments.jsonl, as simrate, tables and report need them."""
+"""Read run folders: predictions.jsonl with their judgments.jsonl, as simrate, tables, figure and report need them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.imagechain.files import read_json, read_jsonl, sha256_json
+from llava.imagechain.variants import VARIANTS
 
 PREDICTIONS = "predictions.jsonl"
 JUDGMENTS = "judgments.jsonl"
@@ -66,6 +67,47 @@ class RunFolder:
     def by_id(self) -> dict[str, Judged]:
         """Return the rows by story id."""
         return {judged.row.story_id: judged for judged in self.rows}
+
+
+def column_title(context: str) -> str:
+    """Return the paper's spelling of a context: c4_6 is C4-6."""
+    return context.upper().replace("_", "-")
+
+
+def run_title(run: RunFolder) -> str:
+    """Name a run as the tables do, with what tells it from its siblings."""
+    variant = VARIANTS[run.variant].title if run.variant in VARIANTS else run.variant
+    context = run.train_context if run.train_context != "c2_7" else None
+    details = [
+        *([f"trained on {column_title(str(context))}"] if context else []),
+        *([f"seed {run.seed}"] if run.seed is not None else []),
+        *([CONTROLS.get(run.control, run.control)] if run.control else []),
+    ]
+    return ", ".join([variant, *details])
+
+
+def by_cell(runs: Sequence[RunFolder], key: Callable[[RunFolder], Hashable]) -> dict[Any, list[RunFolder]]:
+    """Group runs by the table cells that they fill; the runs of one cell are seeds of one training, in their order.
+
+    Raises:
+        ValueError: An unknown variant or control, or two runs of a cell that no seed tells apart.
+    """
+    found: dict[Any, list[RunFolder]] = {}
+    for run in runs:
+        if run.variant not in VARIANTS or (run.control is not None and run.control not in CONTROLS):
+            raise ValueError(
+                f"{run.path}: one of {', '.join(VARIANTS)} and no control or one of {', '.join(CONTROLS)} was wanted, "
+                f"found {run.variant!r} and {run.control!r}"
+            )
+        others = found.setdefault(key(run), [])
+        for other in others:
+            if run.seed is None or other.seed is None or run.seed == other.seed:
+                raise ValueError(
+                    f"one run for each row was wanted, found two of {run_title(run)}: {other.path}, {run.path}; "
+                    "several runs of one row need different training seeds"
+                )
+        others.append(run)
+    return {cell: sorted(some, key=lambda run: run.seed or 0) for cell, some in found.items()}
 
 
 def read_predictions(path: Path) -> tuple[list[Prediction], list[dict[str, Any]], dict[str, Any]]:

@@ -95,7 +95,7 @@ def test_unparsed_counts_as_no_and_unscored_counts_nowhere(tmp_path):
     cell = cells_of(out)["C2"]
     assert (cell["yes"], cell["n"], cell["unparsed"], cell["unscored"]) == (1, 3, 1, 1)
     text = (out / "table1.md").read_text()
-    assert "33.33 (1/3)" in text and "Unscored stories, run eval.simrate again: ImageChain 1." in text
+    assert "33.33 (1/3)" in text and "Unscored stories, run eval.simrate again: ImageChain 1 (s3)." in text
 
 
 def test_a_run_without_judgments_is_unscored_not_zero(tmp_path):
@@ -200,7 +200,7 @@ def test_csv_and_json_hold_the_same_cells(tmp_path):
     [
         ({"variant": "imagchain"}, "found 'imagchain'"),
         ({"control": "upside_down"}, "'upside_down'"),
-        ({}, "one run for each row was wanted, found two of imagechain"),
+        ({}, "one run for each row was wanted, found two of ImageChain"),
     ],
 )
 def test_runs_that_fit_no_row_are_refused(tmp_path, capsys, change, message):
