@@ -186,12 +186,13 @@ def paper_certainty() -> str:
     paper = load_paper()
     n = paper["counts"]["c2_6"]
     ours, other = (round(paper["table1"][name]["c2_6"] * n / 100) for name in ("imagechain", "mllm_ft"))
-    low, high = newcombe(ours, n, other, n)
+    low, high = (100 * bound for bound in newcombe(ours, n, other, n))
+    visible = 100 * detectable_unpaired(other / n, n, n)
     return (
         f"Paper: its C2-6 of ImageChain against MLLM-FT is {ours}/{n} against {other}/{n}, "
-        f"{100 * (ours - other) / n:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f} when taken as "
-        f"independent (Newcombe 1998; which stories differ is not published); {100 * detectable_unpaired(other / n, n, n):.1f} points or more would be "
-        "likely to show (Cohen 1988)."
+        f"{100 * (ours - other) / n:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f} when taken as independent "
+        f"(Newcombe 1998; which stories differ is not published); {visible:.1f} points or more would be likely to show "
+        "(Cohen 1988)."
     )
 
 
