@@ -62,7 +62,7 @@ def compare(a: RunFolder, b: RunFolder, context: str = "c2_6", seed: int = 0) ->
     _refuse_different_stories(a, b)
     low, high = CONTEXTS[context]
     inside_a, inside_b = ({i: j for i, j in r.by_id().items() if low <= j.row.num_scenes <= high} for r in (a, b))
-    pairs = [(one, inside_b[name]) for name, one in inside_a.items() if name in inside_b]
+    pairs = [(one, inside_b[name]) for name, one in sorted(inside_a.items()) if name in inside_b]
     scored = [(one, two) for one, two in pairs if one.verdict and two.verdict]
     total = len(inside_a.keys() | inside_b.keys())
     if not scored:

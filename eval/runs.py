@@ -200,7 +200,9 @@ def _asked(folder: Path) -> str:
     settings = config.get("judge_settings") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(settings, dict) or settings.get("answers_from") != "server":
         return ""
-    return f" ({settings.get('model') or 'model unknown'}, prompt {str(config.get('prompt_sha256'))[:8]})"
+    model = str(settings.get("model") or "model unknown")
+    model += f" at {settings['revision']}" if settings.get("revision") else ""
+    return f" ({model}, prompt {str(config.get('prompt_sha256'))[:8]})"
 
 
 def _judged(row: Prediction, judgment: dict[str, Any] | None) -> Judged:

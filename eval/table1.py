@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.cells import COLUMNS, Cell, Spread, count, load_paper, spread
 from eval.compare import Comparison, compare, comparison_sheet
-from eval.runs import CONTROLS, RunFolder, by_cell, column_title
+from eval.runs import CONTROLS, RunFolder, by_cell, column_title, run_title
 from eval.stats import detectable_unpaired, newcombe
 from eval.table_files import CONTINUED, Sheet
 from llava.imagechain.story import HUB_DATASET
@@ -127,9 +127,9 @@ def _notes(rows: Sequence[Row], controls: Sequence[Row], left_out: Sequence[RunF
         notes.append(f"No run was given for {', '.join(missing)} (-).")
     notes += run_notes([(row.title, run) for row, run in present])
     if seven := [
-        f"{row.title} {row.cells['c7'].yes}/{row.cells['c7'].scored}" for row, _ in present if row.cells["c7"].scored
+        f"{row.title}: {row.cells['c7'].yes}/{row.cells['c7'].scored}" for row, _ in present if row.cells["c7"].scored
     ]:
-        notes.append(f"Stories of 7 scenes are in no column of the paper's table: {', '.join(seven)}.")
+        notes.append(f"Stories of 7 scenes are in no column of the paper's table: {'; '.join(seven)}.")
     shortened = [f"{row.title} {_shortened(row)}" for row, _ in present if _shortened(row)]
     if shortened:
         notes.append(f"Stories whose oldest scenes were dropped to fit the model's context: {'; '.join(shortened)}.")
@@ -138,8 +138,7 @@ def _notes(rows: Sequence[Row], controls: Sequence[Row], left_out: Sequence[RunF
             "Scenes shuffled: a story of 2 scenes has one earlier scene, hence no other order, and stays as it is."
         )
     if left_out:
-        shown = ", ".join(f"{run.path} ({run.variant}, {run.train_context})" for run in left_out)
-        notes.append(f"Left out, trained on another context: {shown}.")
+        notes.append(f"Left out, trained on another context: {run_names(left_out)}.")
     if paper:
         notes += [*load_paper()["notes"]["table1"], paper_certainty()]
     return notes
@@ -175,6 +174,12 @@ def run_notes(runs: Sequence[tuple[str, RunFolder]]) -> list[str]:
         )
         notes.append(f"The runs do not cover the same stories; compare only where n is equal. {'; '.join(gaps)}.")
     return notes
+
+
+def run_names(runs: Sequence[RunFolder]) -> str:
+    """Name the first few runs with what they are, and count the others."""
+    shown = ", ".join(f"{run_title(run)} ({run.path})" for run in runs[:SHOWN_IDS])
+    return shown + (f" and {len(runs) - SHOWN_IDS} more" if len(runs) > SHOWN_IDS else "")
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -294,11 +299,12 @@ def pairs_sheet(table: Table, context: str = "c2_6", seed: int = 0) -> Sheet | N
     Seeds are compared with the same seed of the other variant (a base model with each); a control with its own variant.
     """
     present = [row for row in table.rows if row.run]
+    place = list(VARIANTS).index
     pairs = [
         (a, b)
-        for i, a in reversed(list(enumerate(present)))
-        for b in present[:i]
-        if a.variant != b.variant and _same_seed(a, b)
+        for a in sorted(present, key=lambda row: -place(row.variant))
+        for b in present
+        if place(b.variant) < place(a.variant) and _same_seed(a, b)
     ]
     pairs += [(b, a) for a in table.controls for b in present if b.variant == a.variant and _same_seed(a, b)]
     done: list[Comparison] = []

@@ -10,7 +10,7 @@ from eval.cells import Cell, Spread, count, load_paper, spread
 from eval.compare import Comparison, compare, p_text
 from eval.runs import RunFolder, by_cell, column_title
 from eval.stats import mean_and_range
-from eval.table1 import run_notes
+from eval.table1 import run_names, run_notes
 from eval.table_files import CONTINUED, Sheet
 from llava.imagechain.story import HUB_DATASET
 
@@ -57,7 +57,7 @@ def build_sheet(runs: Sequence[RunFolder], *, paper: bool = False, seed: int = 0
     if not used:
         raise ValueError(
             f"runs of {VARIANT} trained on {', '.join(map(column_title, contexts))} were wanted for Table 2, found "
-            + (", ".join(f"{run.path} ({run.variant}, {run.train_context})" for run in runs) or "none")
+            + run_names(runs)
         )
     paper = paper or all(run.stories == HUB_DATASET for run in runs)
     problems: list[str] = []
@@ -191,8 +191,7 @@ def _notes(
     if len(judges) > 1:
         notes.append("The runs were judged by different judges: their numbers cannot be compared.")
     notes += [f"{problem}." for problem in problems]
-    notes += run_notes([(f"{column_title(str(run.train_context))} ({run.path})", run) for run in used])
+    notes += run_notes([(f"ImageChain {column_title(str(run.train_context))}", run) for run in used])
     if left_out := [run for run in runs if run not in used]:
-        shown = ", ".join(f"{r.path} ({r.variant}, {r.train_context}, {r.control or 'no control'})" for r in left_out)
-        notes.append(f"Left out, no row of Table 2: {shown}.")
+        notes.append(f"Left out, no row of Table 2: {run_names(left_out)}.")
     return [*notes, *(load_paper()["notes"]["table2"] if paper else [])]

@@ -120,7 +120,7 @@ def test_seven_scenes_are_counted_in_a_note_and_in_the_json_only(tmp_path):
     cells = cells_of(out)
     assert (cells["C2-6"]["n"], cells["C7"]["yes"], cells["C7"]["n"]) == (1, 1, 2)
     text = (out / "table1.md").read_text()
-    assert "Stories of 7 scenes are in no column of the paper's table: ImageChain 1/2." in text
+    assert "Stories of 7 scenes are in no column of the paper's table: ImageChain: 1/2." in text
     assert "C7" not in text.splitlines()[2]
 
 
