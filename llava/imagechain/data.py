@@ -124,7 +124,8 @@ class StoryExamples(Dataset[dict[str, Any]]):
         self.stories, self.variant, self.settings = stories, variant, settings
         self.tokenizer, self.image_processor, self.features = tokenizer, image_processor, tuple(features)
         self.demonstrations = demonstrations
-        self._demonstration_texts = text_stories(demonstrations, demonstration=True) if demonstrations else []
+        shown = text_stories(demonstrations, demonstration=True) if demonstrations else []
+        self._demonstration_texts = [story for story in shown if story.scenes]
         self.skipped: list[dict[str, str]] = []
         self.plans: list[Plan] = []
         for story in text_stories(stories):
@@ -176,6 +177,8 @@ class StoryExamples(Dataset[dict[str, Any]]):
         return [sum(min(count, most or count) for count in scenes) for scenes in shown]
 
     def _plan(self, story: Story) -> Plan:
+        if not story.scenes:
+            raise ValueError("the story has no scenes")
         if not story.scenes[-1].description and not self.settings.for_generation:
             raise ValueError("the last scene has no description to learn")
         demonstrations = draw_demonstrations(story, self._demonstration_texts, self.variant, self.settings.seed)
@@ -263,7 +266,10 @@ def text_stories(stories: StoryFrames, *, demonstration: bool = False) -> list[S
 
 
 def frame_problem(data: bytes | None) -> str | None:
-    """Return why an encoded frame cannot be decoded, or None; whole JPEG files are recognised without decoding."""
+    """Return why an encoded frame cannot be decoded, or None; whole JPEG files are recognised without decoding.
+
+    A JPEG that was cut off and closed with an end mark passes: Pillow decodes it too, to grey, without an error.
+    """
     from PIL import Image
 
     if not data:
@@ -280,12 +286,15 @@ def frame_problem(data: bytes | None) -> str | None:
 
 
 def unreadable_stories(stories: StoryFrames) -> dict[str, str]:
-    """Return the reason by id of stories with a frame that cannot be decoded."""
+    """Return the reason by id of stories whose row is damaged or whose frames cannot all be decoded."""
     found = {}
-    for story in stories:
+    for story_id, story in zip(stories.ids, stories.attempts(), strict=True):
+        if isinstance(story, ValueError):
+            found[story_id] = str(story)
+            continue
         for problem in (frame_problem(frame) for scene in story.scenes for frame in scene.frames):
             if problem:
-                found[story.story_id] = problem
+                found[story_id] = problem
                 break
     return found
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 HASH_BYTES = 32
+StoryHashes = list[list[bytes]] | str  # of each frame of each scene, or why the story's row is none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ def cached_features(
     folder = Path(cache_dir) / sha256_json(key)[:20]
     store = _Store(folder, (int(tower.num_patches), int(tower.hidden_size)), DTYPES[dtype])
     reasons: dict[bytes, str] = {}
-    hashes = [[_story_hashes(story) for story in stories] for stories in collections]
+    hashes = [[_story_hashes(story) for story in stories.attempts()] for stories in collections]
     if _is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
         with store.locked():
@@ -257,14 +258,14 @@ def _compute(
     return reasons
 
 
-def _missing(collections: list[list[list[list[bytes]]]], known: dict[bytes, int]) -> list[_Pending]:
+def _missing(collections: list[list[StoryHashes]], known: dict[bytes, int]) -> list[_Pending]:
     """Return which frames have to be computed, each only once however many stories share it."""
     taken = set(known)
     missing = []
     for collection, stories in enumerate(collections):
         for story, scenes in enumerate(stories):
             frames: dict[bytes, tuple[int, int]] = {}
-            for scene, digests in enumerate(scenes):
+            for scene, digests in enumerate(scenes if isinstance(scenes, list) else ()):
                 for frame, digest in enumerate(digests):
                     if digest not in taken:
                         taken.add(digest)
@@ -290,7 +291,7 @@ def _announce(folder: Path, num_stories: int, missing: list[_Pending], store: _S
 
 def _index(
     stories: StoryFrames,
-    hashes: list[list[list[bytes]]],
+    hashes: list[StoryHashes],
     known: dict[bytes, int],
     features: torch.Tensor,
     reasons: dict[bytes, str],
@@ -298,6 +299,10 @@ def _index(
     rows: list[list[torch.Tensor] | None] = []
     unreadable: dict[str, str] = {}
     for story_id, scenes in zip(stories.ids, hashes, strict=True):
+        if isinstance(scenes, str):
+            unreadable[story_id] = scenes
+            rows.append(None)
+            continue
         absent = [digest for scene in scenes for digest in scene if digest not in known]
         if absent:
             unreadable[story_id] = reasons.get(absent[0], "a frame cannot be read")
@@ -307,7 +312,9 @@ def _index(
     return StoryFeatures(features=features, rows=rows, unreadable=unreadable)
 
 
-def _story_hashes(story: Story) -> list[list[bytes]]:
+def _story_hashes(story: Story | ValueError) -> StoryHashes:
+    if isinstance(story, ValueError):
+        return str(story)
     return [[hashlib.sha256(frame or b"").digest() for frame in scene.frames] for scene in story.scenes]
 
 

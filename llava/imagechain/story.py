@@ -106,23 +106,31 @@ def story_from_row(row: dict[str, Any]) -> Story:
     """Build a Story from a dataset row whose images were not decoded.
 
     Raises:
-        ValueError: The per-scene lists differ in length, or a scene holds no frame.
+        ValueError: The story has no id or no scene, its per-scene lists differ in length, or a scene holds no frame.
     """
-    lengths = {key: len(row[key]) for key in ("sentence_parts", "start_times", "end_times", "scenes")}
+    if not isinstance(row["story_id"], str):
+        raise ValueError("a story without an id was found; story_id is its name in every result.")
+    name, times = f"Story {row['story_id']}", row.get("subsampled_frames_per_scene")
+    lists = {key: row[key] for key in ("sentence_parts", "start_times", "end_times", "scenes")}
+    lists |= {"subsampled_frames_per_scene": times} if times else {}
+    lengths = {key: len(value or ()) for key, value in lists.items()}
+    if row.get("num_scenes") is not None:
+        lengths["num_scenes"] = row["num_scenes"]
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"Story {row['story_id']}: lists of equal length were wanted, found {lengths}.")
+        raise ValueError(f"{name}: lists of equal length were wanted, found {lengths}.")
+    if not lengths["scenes"]:
+        raise ValueError(f"{name}: at least one scene was wanted, found none.")
     scenes = []
-    times = row.get("subsampled_frames_per_scene") or [()] * len(row["scenes"])
     for number, frames in enumerate(row["scenes"]):
         if not frames:
-            raise ValueError(f"Story {row['story_id']}: scene {number + 1} holds no frame.")
+            raise ValueError(f"{name}: scene {number + 1} holds no frame.")
         scenes.append(
             Scene(
                 description=clean_text(row["sentence_parts"][number] or ""),
                 start_s=row["start_times"][number],
                 end_s=row["end_times"][number],
-                frame_times_s=tuple(times[number]),
-                frames=tuple(frame["bytes"] for frame in frames),
+                frame_times_s=tuple((times[number] if times else None) or ()),
+                frames=tuple((frame or {}).get("bytes") or b"" for frame in frames),
             )
         )
     return Story(
@@ -140,7 +148,10 @@ class StoryFrames(Sequence[Story]):
         self.table = table
         # Rows as arrow keep the images encoded; casting the column to undecoded images would copy the whole dataset.
         self._rows = table.with_format("arrow")
-        self.num_scenes: list[int] = list(table["num_scenes"])
+        counts = list(table["num_scenes"])
+        if None in counts:  # such a row is of the context that its descriptions say
+            counts = [len(parts) if count is None else count for count, parts in zip(counts, self.texts(), strict=True)]
+        self.num_scenes: list[int] = counts
         self.ids: list[str] = list(table["story_id"])
 
     def __len__(self) -> int:
@@ -154,6 +165,14 @@ class StoryFrames(Sequence[Story]):
     def __iter__(self) -> Iterator[Story]:
         return (self[index] for index in range(len(self)))
 
+    def attempts(self) -> Iterator[Story | ValueError]:
+        """Give each story, or the reason why its row is none."""
+        for index in range(len(self)):
+            try:
+                yield self[index]
+            except ValueError as error:
+                yield error
+
     def select(self, indices: Sequence[int]) -> StoryFrames:
         """Return the stories at these indices, in this order."""
         return StoryFrames(self.table.select(indices))
@@ -166,12 +185,12 @@ class StoryFrames(Sequence[Story]):
     def frame_counts(self) -> list[list[int]]:
         """Return the number of frames of each scene of each story, without reading any frame."""
         times = self.table.select_columns(["subsampled_frames_per_scene"])["subsampled_frames_per_scene"]
-        return [[len(scene) for scene in story] for story in times]
+        return [[len(scene or ()) for scene in story or ()] for story in times]
 
     def texts(self) -> list[list[str]]:
         """Return the cleaned scene descriptions of each story, without reading any frame."""
         column = self.table.select_columns(["sentence_parts"])["sentence_parts"]
-        return [[clean_text(text or "") for text in story] for story in column]
+        return [[clean_text(text or "") for text in story or ()] for story in column]
 
 
 def load_stories(source: Path | str, split: str, context: str | None = None) -> StoryFrames:
@@ -219,6 +238,8 @@ def _read_table(folder: Path) -> datasets.Dataset:
 
     try:
         table = datasets.load_from_disk(str(folder))
+    except IndexError:  # a table of no rows is saved without a file
+        return datasets.Dataset.from_dict({name: [] for name in storyframes_features()}, storyframes_features())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is damaged ({error}); build or copy it again.") from error
     if missing := sorted(set(storyframes_features()) - set(table.column_names)):

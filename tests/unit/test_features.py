@@ -185,3 +185,18 @@ def test_the_cache_holds_all_frames_whatever_number_a_run_shows(tmp_path, tower,
     assert [len(scene) for scene in cached["images"]] == [1, 1, 1]
     for pixels, features in zip(read["images"], cached["images"], strict=True):
         torch.testing.assert_close(features, tower(pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_a_damaged_row_is_left_out_with_its_reason_and_the_others_stay(tmp_path, tower, tiny_llava):
+    import datasets
+
+    from llava.imagechain.story import StoryFrames
+
+    whole = stories_of(2, 2, 2)
+    raw = datasets.Features({**whole.table.features, "scenes": [[datasets.Image(decode=False)]]})
+    rows = whole.table.cast(raw).to_list()
+    rows[1]["end_times"] = rows[1]["end_times"][:1]
+    stories = StoryFrames(datasets.Dataset.from_list(rows, features=whole.table.features))
+    (found,) = cache(tmp_path, [stories], tower)
+    assert list(found.unreadable) == ["s1"] and "'end_times': 1" in found.unreadable["s1"]
+    assert found.rows[1] is None and found.scene(2, 1).shape[0] == 3

@@ -9,6 +9,7 @@ from PIL import Image
 from llava.imagechain.story import (
     SPLIT_FOLDERS,
     Story,
+    StoryFrames,
     bucket_of,
     clean_text,
     load_stories,
@@ -126,3 +127,55 @@ def test_a_cut_table_is_refused_by_name(folder):
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"scene_3.train is damaged"):
         load_stories(folder, "train")
+
+
+LISTS = ("sentence_parts", "start_times", "end_times", "scenes")
+
+
+def damaged(**changes):
+    """Three stories of which the second's row is changed; "shorter" cuts a list to one entry."""
+    rows = [row(f"s{number}", 2) for number in range(3)]
+    rows[1].update({name: rows[1][name][:1] if value == "shorter" else value for name, value in changes.items()})
+    return StoryFrames(datasets.Dataset.from_list(rows, features=storyframes_features()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sentence_parts": "shorter"}, "'sentence_parts': 1, 'start_times': 2"),
+        ({"sentence_parts": None}, "'sentence_parts': 0"),
+        ({"start_times": None}, "'start_times': 0"),
+        ({"subsampled_frames_per_scene": "shorter"}, "'subsampled_frames_per_scene': 1"),
+        ({"scenes": "shorter"}, "'scenes': 1"),
+        ({"scenes": None}, "'scenes': 0"),
+        ({"scenes": [[jpeg("red")], []]}, "scene 2 holds no frame"),
+        ({"scenes": [[jpeg("red")], [None]]}, "a frame is empty"),
+        ({"scenes": [[jpeg("red")], [{"bytes": b"nonsense", "path": None}]]}, "a frame cannot be read"),
+        ({"num_scenes": 3}, "'num_scenes': 3"),
+        ({"story_id": None}, "without an id"),
+        (
+            {name: [] for name in (*LISTS, "subsampled_frames_per_scene")} | {"num_scenes": 0},
+            "at least one scene",
+        ),
+    ],
+)
+def test_a_damaged_row_costs_one_story_and_is_listed_with_its_reason(changes, reason):
+    from llava.imagechain.data import unreadable_stories
+
+    stories = damaged(**changes)
+    ((name, found),) = unreadable_stories(stories).items()
+    assert name == stories.ids[1] and reason in found
+    assert len(stories.texts()) == len(stories.frame_counts()) == 3
+
+
+def test_a_row_without_its_number_of_scenes_is_of_the_context_its_descriptions_say():
+    stories = damaged(num_scenes=None)
+    assert stories.num_scenes == [2, 2, 2] and len(stories.in_context("c2")) == 3
+    assert stories[1].num_scenes == 2
+
+
+def test_an_empty_table_is_no_split(tmp_path):
+    empty = datasets.Dataset.from_dict({name: [] for name in PUBLISHED_FIELDS}, storyframes_features())
+    empty.save_to_disk(tmp_path / "scene_2/train")
+    with pytest.raises(ValueError, match="holds no train stories"):
+        load_stories(tmp_path, "train", "c2")
