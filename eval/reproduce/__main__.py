@@ -1,0 +1,122 @@
+"""Make the paper's tables and Figure 5 from a grid file: train, predict, judge what is missing, and print.
+
+Launch: python -m eval.reproduce --config configs/reproduce/paper.yaml --model DIR --stories DIR --output-dir OUT
+
+What is finished is read from the run folders themselves. A task that fails stops only what needs it and is named at the
+end (exit status 1). Ctrl-C, or a kill, leaves everything resumable by the same command.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.reproduce.costs import Costs
+from eval.reproduce.grid import GridConfig, check, in_repository
+from eval.reproduce.plan import entries_of, to_text
+from eval.reproduce.runner import Outcome, Runner, duration, first_line, locked
+from eval.reproduce.states import RESULT_FILES, State, judge_of, state_of
+from eval.reproduce.tasks import Task, places_of, tasks_of
+from llava.imagechain.config import ConfigError, nearest, parse_config
+
+PROGRAM = "python -m eval.reproduce"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    config = parse_config(GridConfig, argv, program=PROGRAM, description=__doc__ or "")
+    try:
+        check(config)
+        judge = judge_of(in_repository(config.judge))
+        gpus = config.gpus or found_gpus()
+        tasks = tasks_of(config, bf16=has_bfloat16(gpus))
+        state = functools.partial(state_of, judge_file=config.judge)
+        if config.slurm:
+            from eval.reproduce.slurm import submit
+
+            return submit(config, tasks, state)
+        if config.dry_run:
+            print(to_text(entries_of(tasks, state, Costs(config), judge), places_of(config).output))
+            return 0
+        return work(config, chosen(tasks, config.only), state, gpus)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def work(config: GridConfig, tasks: Sequence[Task], state: functools.partial[State], gpus: Sequence[str]) -> int:
+    """Run the tasks and say how they ended."""
+    output = places_of(config).output
+    with locked(output, shared=bool(config.only)) as lock:
+        runner = Runner(
+            tasks, state, lock=lock, logs_dir=output / "logs", gpus=gpus, redo_changed=config.redo_changed,
+            expect=Costs(config).work,
+        )  # fmt: skip
+        outcomes = runner.run()
+    return report(outcomes, output)
+
+
+def report(outcomes: Sequence[Outcome], output: Path) -> int:
+    """Print the results that were made and everything that was not; return the exit status."""
+    made = [outcome.task.name.removeprefix("results/") for outcome in outcomes
+            if outcome.task.kind == "result" and outcome.ending == "made"]  # fmt: skip
+    for name in made:
+        path = output / RESULT_FILES[name]
+        print(f"\n{path.read_text(encoding='utf-8')}" if path.suffix == ".md" else f"\n{path}")
+    endings = [outcome.ending for outcome in outcomes]
+    counts = ", ".join(f"{endings.count(kind)} {kind}" for kind in dict.fromkeys(endings))
+    print(f"\n{len(outcomes)} tasks: {counts}; {duration(sum(each.seconds for each in outcomes))} of work -> {output}")
+    for outcome in outcomes:
+        if outcome.ending in ("failed", "blocked", "left out"):
+            print(f"  {outcome.ending} {outcome.task.name}: {first_line(outcome.reason)}")
+            print(f"    log: {outcome.log}" if outcome.log else "", end="\n" if outcome.log else "")
+    if "stopped" in endings:
+        print("stopped; the same command goes on from here")
+        return 130
+    return 1 if {"failed", "blocked"} & set(endings) else 0
+
+
+def chosen(tasks: list[Task], only: Sequence[str]) -> list[Task]:
+    """Return all tasks, or those that are named.
+
+    Raises:
+        ConfigError: A name is unknown.
+    """
+    names = [task.name for task in tasks]
+    for name in only:
+        if name not in names:
+            raise ConfigError(f"only: unknown task {name!r}{nearest(name, names)}")
+    return [task for task in tasks if not only or task.name in only]
+
+
+def found_gpus() -> list[str]:
+    """Return the numbers of this machine's GPUs, of those that CUDA_VISIBLE_DEVICES shows."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [number for number in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if number.strip()]
+    try:
+        answer = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(number) for number, line in enumerate(answer.stdout.splitlines()) if line.startswith("GPU")]
+
+
+def has_bfloat16(gpus: Sequence[str]) -> bool:
+    """Tell whether training in bfloat16 pays here: on a GPU, or a processor with instructions for it."""
+    try:
+        return bool(gpus) or "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The plan of a grid as text: every task and every cell with its state and what it needs, totals at the end."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from eval.judge.base import Judge
+from eval.reproduce.costs import Costs, Need
+from eval.reproduce.grid import TEST_CONTEXTS
+from eval.reproduce.states import State
+from eval.reproduce.tasks import Task
+from eval.runs import PREDICTIONS, read_run
+from llava.imagechain.story import CONTEXTS
+from llava.imagechain.variants import VARIANTS
+
+StateOf = Callable[[Task], State]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One cell of the grid, or one task that is not of a single cell.
+
+    Attributes:
+        words: What it is.
+        kind: Its state.
+        detail: Why.
+        need: What it needs in all; None where its inputs are not there yet.
+        left: The part of it that is still to be done.
+        counts: Stories predicted and judged, for cells.
+    """
+
+    words: tuple[str, ...]
+    kind: str
+    detail: str
+    need: Need | None
+    left: Need | None
+    counts: tuple[int, int] | None = None
+
+
+def entries_of(tasks: Sequence[Task], state_of: StateOf, costs: Costs, judge: Judge) -> dict[str, list[Entry]]:
+    """Return the plan's entries by section.
+
+    Args:
+        tasks: All tasks of the grid.
+        state_of: Reads a task's state from disk.
+        costs: Estimates.
+        judge: The judge, for its calls and their price.
+    """
+    states = {task.name: state_of(task) for task in tasks}
+    sections: dict[str, list[Entry]] = {"prepare": [], "train": [], "cells": [], "Mementos": [], "results": []}
+    for task in tasks:
+        state = states[task.name]
+        if task.kind == "train":
+            need = costs.training(task)
+            epochs = "" if need is None or need.epochs is None else f"{need.epochs:g} epochs"
+            left = Need() if state.kind in ("done", "left out") else need
+            sections["train"].append(_entry(task, state, need, left, epochs))
+        elif task.kind == "predict":
+            judged = next(other for other in tasks if other.name == f"judge/{task.cell.name}") if task.cell else task
+            sections["cells"] += cell_entries(task, state, states[judged.name], costs, judge)
+        elif task.kind in ("mementos", "keywords"):
+            sections["Mementos"].append(_entry(task, state, None, None))
+        elif task.kind != "judge":
+            sections["results" if task.kind == "result" else "prepare"].append(_entry(task, state, Need(), Need()))
+    return sections
+
+
+def _entry(task: Task, state: State, need: Need | None, left: Need | None, more: str = "") -> Entry:
+    name = task.name if task.kind in ("mementos", "keywords") else task.name.partition("/")[2]
+    return Entry(words=(name, more), kind=state.kind, detail=state.detail, need=need, left=left)
+
+
+def cell_entries(task: Task, predicted: State, judged: State, costs: Costs, judge: Judge) -> list[Entry]:
+    """Cut a prediction run into the cells of the grid: variant x training context x test context x seed."""
+    cell = task.cell
+    assert cell is not None
+    parts = costs.prediction(task) or {}
+    unasked: dict[int, list[tuple[str, str]]] = collections.defaultdict(list)
+    if (task.folder / PREDICTIONS).is_file() and judged.kind != "failed":
+        for row in read_run(task.folder).rows:
+            if row.verdict is None:
+                unasked[row.row.num_scenes].append((row.row.reference, row.row.prediction))
+    title = VARIANTS[cell.variant].title
+    words = (
+        f"{title}, {cell.control}"
+        if cell.control != "none"
+        else f"{title}, {cell.ablation.name}"
+        if cell.ablation
+        else title,
+        cell.context or "-",
+        "-" if cell.seed is None else str(cell.seed),
+    )
+    entries = []
+    for context in TEST_CONTEXTS:
+        scenes = CONTEXTS[context][0] if context in CONTEXTS else int(context[1:])
+        there, scored = predicted.rows.get(scenes, 0), judged.rows.get(scenes, 0)
+        part = parts.get(scenes)
+        if part is None and not there and parts:
+            continue  # no story of that length
+        stories = part.stories if part else there
+        share = 1 - there / stories if stories and predicted.kind != "done" else 0.0
+        to_predict = stories - there if predicted.kind != "done" else 0
+        calls = costs.judging(judge, unasked[scenes] if judged.kind != "done" else (), to_predict)
+        left = Need(stories=to_predict, gpu_hours=share * part.gpu_hours if part else 0.0,
+                    disk_bytes=round(share * part.disk_bytes) if part else 0) + calls  # fmt: skip
+        kind, detail = _cell_state(predicted, judged, there, scored, stories)
+        entries.append(
+            Entry(
+                words=(words[0], words[1], context, words[2]), kind=kind, detail=detail, counts=(there, scored),
+                need=part + costs.judging(judge, (), stories) if part else None,
+                left=left if part or there else None,
+            )
+        )  # fmt: skip
+    return entries
+
+
+def _cell_state(predicted: State, judged: State, there: int, scored: int, stories: int) -> tuple[str, str]:
+    for state in (predicted, judged):
+        if state.kind in ("failed", "changed", "left out"):
+            return state.kind, state.detail
+    if predicted.kind == "done" and scored == there:
+        return "done", predicted.detail
+    return ("partly" if there else "missing"), (
+        judged.detail if there and predicted.kind == "done" else predicted.detail
+    )
+
+
+def to_text(sections: dict[str, list[Entry]], output: Path) -> str:
+    """Return the plan as lines, a detail that several cells of a run share printed once."""
+    lines = [f"Plan of {output}"]
+    counts = ("stories", "predicted", "judged", "GPU h", "disk", "calls", "$")
+    heads: dict[str, tuple[str, ...]] = {
+        "prepare": ("To prepare", "", ""), "train": ("Trainings", "", "GPU h", "disk"),
+        "cells": ("Cells", "trained on", "tested on", "seed", *counts),
+        "Mementos": ("Mementos", "", ""), "results": ("Results", "", ""),
+    }  # fmt: skip
+    for name, entries in sections.items():
+        if entries:
+            rows = [("state", *heads[name]), *(_row(entry) for entry in entries)]
+            lines += ["", *_columns(rows, [""] + [entry.detail for entry in entries])]
+    return "\n".join([*lines, "", *totals(sections)])
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    need = entry.need
+    if entry.counts is None:
+        name, epochs = entry.words
+        shown = ("", "") if need is None else (_hours(need.gpu_hours), _size(need.disk_bytes)) if need.stories else ()
+        return entry.kind, name, epochs, *shown
+    unknown = "?"
+    stories = str(need.stories) if need else unknown
+    more = (
+        (_hours(need.gpu_hours), _size(need.disk_bytes), f"{need.calls:,}", _dollars(need.usd))
+        if need
+        else (unknown,) * 4
+    )
+    return entry.kind, *entry.words, stories, str(entry.counts[0]), str(entry.counts[1]), *more
+
+
+def _columns(rows: Sequence[tuple[str, ...]], details: Sequence[str]) -> list[str]:
+    count = max(map(len, rows))
+    padded = [(*row, *[""] * (count - len(row))) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*padded, strict=True)]
+    lines, said = [], ""
+    for row, detail in zip(padded, details, strict=True):
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if detail and detail != said:
+            lines.append(f"          {detail}")
+        said = detail
+    return lines
+
+
+def totals(sections: dict[str, list[Entry]]) -> list[str]:
+    """Return the sums over all entries: what is there, what is left, and what that needs."""
+    every = [entry for entries in sections.values() for entry in entries]
+    kinds = collections.Counter(entry.kind for entry in sections["cells"])
+    trainings = collections.Counter(entry.kind for entry in sections["train"])
+    left = sum((entry.left for entry in every if entry.left), Need())
+    whole = sum((entry.need for entry in every if entry.need), Need())
+    unknown = sum(entry.need is None for name in ("train", "cells") for entry in sections[name])
+    count = lambda counter: ", ".join(f"{number} {kind}" for kind, number in counter.items()) or "none"  # noqa: E731
+    lines = [
+        f"trainings: {sum(trainings.values())} ({count(trainings)}); cells: {sum(kinds.values())} ({count(kinds)})",
+        f"left to do: {_sum(left)}",
+        f"the whole grid: {_sum(whole)}",
+    ]
+    if unknown:
+        lines.append(
+            f"{unknown} entries are not in the sums (?): the model or the stories they start from are not there yet"
+        )
+    return lines
+
+
+def _sum(need: Need) -> str:
+    return (
+        f"{_hours(need.gpu_hours)} GPU hours, {_size(need.disk_bytes)} of disk, {need.calls:,} calls of the judge, "
+        f"{_dollars(need.usd)}"
+    )
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.3f}"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _dollars(usd: float | None) -> str:
+    return "price unknown" if usd is None else f"${usd:.2f}"

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Sourced by the scripts of this folder. Everything is done by python -m eval.reproduce; see docs/reproduce.md.
+#
+# Settings (environment) of all of them, unless --world is given:
+#   MODEL     folder of the LLaVA model to start from, such as models/llava-v1.6-vicuna-7b
+#   STORIES   StoryFrames folder, or ingoziegler/StoryFrames
+#   MEMENTOS  folder of the Mementos benchmark (Table 3)
+#   OUTPUT    folder of everything that is made   [runs/reproduce, with --world runs/reproduce-world]
+#   GRID      grid file                           [configs/reproduce/paper.yaml, with --world world.yaml]
+
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+# reproduce RESULT... -- "$@": make these results with the flags of the command line.
+reproduce() {
+  local results=() world=0 dry=0 flags=()
+  while [[ "$1" != -- ]]; do results+=("$1") && shift; done
+  shift
+  while (($#)); do
+    case "$1" in
+      -h | --help) usage; exit 0 ;;
+      --world) world=1 ;;
+      --dry-run) dry=1 && flags+=("$1") ;;
+      *) flags+=("$1") ;;
+    esac
+    shift
+  done
+  if ((world && !dry)) && [[ -z "${PYTHON_GIVEN:-}" ]]; then
+    (cd "$root" && bash scripts/setup.sh train eval judge)
+    PYTHON="$root/.venv/bin/python"
+  fi
+  if ((world)); then
+    : "${GRID:=$root/configs/reproduce/world.yaml}" "${OUTPUT:=$root/runs/reproduce-world}"
+  else
+    : "${GRID:=$root/configs/reproduce/paper.yaml}" "${OUTPUT:=runs/reproduce}"
+  fi
+  local command=("$PYTHON" -m eval.reproduce)
+  local file files
+  read -r -a files <<<"$GRID"
+  command+=(--config)
+  for file in "${files[@]}"; do command+=("$file"); done
+  ((!${#results[@]})) || command+=(--results "${results[@]}")
+  [[ -z "${MODEL:-}" ]] || command+=(--model "$MODEL")
+  [[ -z "${STORIES:-}" ]] || command+=(--stories "$STORIES")
+  [[ -z "${MEMENTOS:-}" ]] || command+=(--mementos "$MEMENTOS")
+  command+=(--output-dir "$OUTPUT" ${flags[@]+"${flags[@]}"})
+  export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-$world}" MPLBACKEND="${MPLBACKEND:-Agg}"
+  dry_run=0
+  run "${command[@]}"
+}

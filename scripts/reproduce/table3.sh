@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Table 3 of the paper: objects and behaviours on the Mementos benchmark.
+# Trains, predicts and judges what is missing and prints; what is finished is kept. Ctrl-C, and the same command goes on.
+#
+# usage: bash scripts/reproduce/table3.sh [--world] [--dry-run] [--gpus N ...] [--slurm] [FLAG ...]
+#
+#   --world    everything on the story world: sets up .venv, needs no GPU, no network but pip's, no data and no model
+#   --dry-run  print every training and every cell with its state, GPU hours, disk and judge cost, and stop
+#   --gpus     numbers of the GPUs to use; by default all
+#   --slurm    submit job arrays; with --dry-run print the sbatch lines
+#   FLAG       anything that `python -m eval.reproduce --help` lists
+#
+# settings (environment): MODEL STORIES MEMENTOS OUTPUT GRID, see scripts/reproduce/common.sh; PYTHON, LLAVA_NEXT_DIR, see
+# scripts/common.sh. OUTPUT gets table3.md, .csv, .tex, .json.
+set -euo pipefail
+PYTHON_GIVEN="${PYTHON:-}"
+# shellcheck source=scripts/reproduce/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+reproduce table3 -- "$@"
