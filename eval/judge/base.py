@@ -169,6 +169,8 @@ def _wrong_settings(settings: JudgeSettings) -> str | None:
     # A key put where its variable's name belongs would be written into judge_run.json.
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", settings.api_key_env):
         return "api_key_env: the NAME of an environment variable was wanted, in capitals, such as JUDGE_API_KEY"
+    if not isinstance(settings.prices, dict):
+        return f"prices: model names with two numbers each were wanted, found {settings.prices!r}"
     for model, price in settings.prices.items():
         if price is not None and not _is_price(price):
             return f"prices, {model}: two numbers from 0 on (or null) were wanted, found {price!r}"
