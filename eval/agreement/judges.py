@@ -1,0 +1,125 @@
+"""Compare judges on the predictions that both judged.
+
+Launch: python -m eval.agreement judges --judgments A=RUN/judgments-a.jsonl B=RUN/judgments.jsonl --output-dir OUT
+
+Files of the same name are one judge. Verdicts are matched by story and by the hash of the two texts that were judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from eval.agreement.kappa import Agreement, Rater, compare
+from eval.agreement.labels import named_files
+from eval.agreement.sample import Item
+from eval.agreement.table import agreement_sheet
+from eval.runs import PREDICTIONS, read_predictions
+from eval.table_files import to_markdown, write_tables
+from llava.imagechain.config import option, parse_config, to_json
+from llava.imagechain.files import read_jsonl
+from llava.imagechain.manifest import run_manifest
+
+logger = logging.getLogger("eval.agreement")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgesConfig:
+    """Settings of eval.agreement judges."""
+
+    judgments: list[str] = option(help="judgments.jsonl files of at least two judges, as FILE or NAME=FILE")
+    output_dir: Path = option(help="folder for agreement.md, .csv, .tex and .json")
+    seed: int = option(0, help="source of chance of the bootstrap", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judgments:
+    """What judgments.jsonl files say: the judges, the videos of the stories, and remarks for the reader."""
+
+    judges: tuple[Rater, ...]
+    videos: Mapping[Item, str]
+    notes: tuple[str, ...]
+
+
+def read_judgments(files: Sequence[tuple[str | None, Path]]) -> Judgments:
+    """Read judgments; a file without a given name is its rows' judge.
+
+    Raises:
+        ValueError: Files of one judge contradict each other and no name tells them apart.
+    """
+    labels: dict[str, dict[Item, bool]] = {}
+    videos: dict[Item, str] = {}
+    notes: list[str] = []
+    for given, path in files:
+        rows = read_jsonl(path)
+        scored = [row for row in rows if row.get("verdict") in ("yes", "no") and _item(row)]
+        names = sorted({str(row.get("judge")) for row in scored})
+        if given is None and len(names) > 1:
+            raise ValueError(f"{path}: one judge was wanted, found {', '.join(names)}; name the file: NAME={path}")
+        if len(scored) < len(rows) or not rows:
+            notes.append(f"{len(rows) - len(scored)} rows of {path} have no verdict and are left out.")
+        if not scored:
+            continue
+        known = labels.setdefault(given or names[0], {})
+        for row in scored:
+            item, verdict = _item(row), row["verdict"] == "yes"
+            if known.setdefault(item, verdict) != verdict and given is None:
+                raise ValueError(
+                    f"{path}: judge {names[0]!r} says both Yes and No to the same texts (story {item[0]}) in these "
+                    f"files; where they come from different judges, name them: NAME={path}"
+                )
+        videos |= _videos(path.parent / PREDICTIONS)
+    raters = tuple(Rater(name=name, kind="judge", labels=known) for name, known in labels.items())
+    if any(item not in videos for rater in raters for item in rater.labels):
+        notes.append("Some predictions.jsonl do not say which video a story is of; its own story is its cluster then.")
+    return Judgments(judges=raters, videos=videos, notes=tuple(notes))
+
+
+def _item(row: Mapping[str, object]) -> Item:
+    story_id, pair = row.get("id"), row.get("pair_sha256")
+    return (story_id, pair) if isinstance(story_id, str) and isinstance(pair, str) else ("", "")
+
+
+def _videos(path: Path) -> dict[Item, str]:
+    if not path.is_file():
+        return {}
+    rows, _, _ = read_predictions(path)
+    return {(row.story_id, row.pair_sha256): row.video_name for row in rows if row.video_name}
+
+
+def compare_judges(judgments: Judgments, seed: int) -> list[Agreement]:
+    """Compare each two judges on all predictions that both judged."""
+    pairs = itertools.combinations(judgments.judges, 2)
+    return [compare(first, second, judgments.videos, seed=seed) for first, second in pairs]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    program = "eval.agreement judges"
+    config = parse_config(JudgesConfig, argv, program=program, description=__doc__ or "")
+    try:
+        files = named_files(config.judgments, "judgments")
+        judgments = read_judgments(files)
+        if len(judgments.judges) < 2:
+            raise ValueError(
+                f"verdicts of two judges were wanted, found {[judge.name for judge in judgments.judges]}; files of "
+                "different judges that call themselves the same are told apart by NAME=FILE"
+            )
+        paths = [path for _, path in files]
+        with run_manifest(config.output_dir, config=to_json(config), inputs=paths, name="agreement_run.json"):
+            sheet = agreement_sheet(compare_judges(judgments, config.seed), notes=judgments.notes)
+            written = write_tables(config.output_dir / "agreement", sheet)
+    except (ValueError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; run the same command again", file=sys.stderr)
+        return 130
+    print(to_markdown(sheet))
+    print(f"-> {written[0]} (and .csv, .tex, .json)")
+    return 0
