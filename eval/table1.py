@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.cells import COLUMNS, Cell, Spread, count, load_paper, spread
 from eval.compare import Comparison, compare, comparison_sheet
-from eval.runs import CONTROLS, RunFolder, by_cell, column_title, run_title
+from eval.runs import CONTROLS, RunFolder, by_cell, column_title
 from eval.stats import detectable_unpaired, newcombe
 from eval.table_files import CONTINUED, Sheet
 from llava.imagechain.story import HUB_DATASET
@@ -178,7 +178,10 @@ def run_notes(runs: Sequence[tuple[str, RunFolder]]) -> list[str]:
 
 def run_names(runs: Sequence[RunFolder]) -> str:
     """Name the first few runs with what they are, and count the others."""
-    shown = ", ".join(f"{run_title(run)} ({run.path})" for run in runs[:SHOWN_IDS])
+    kinds = [(run.variant, run.train_context or "base model", *([run.control] if run.control else [])) for run in runs]
+    shown = ", ".join(
+        f"{run.path} ({', '.join(kind)})" for run, kind in list(zip(runs, kinds, strict=True))[:SHOWN_IDS]
+    )
     return shown + (f" and {len(runs) - SHOWN_IDS} more" if len(runs) > SHOWN_IDS else "")
 
 
