@@ -168,7 +168,7 @@ def export(config: ExportConfig, dtype: str, folder: Path, run: Run) -> None:
     hf_model.write_weights(model, folder, rows)
     processor = hf_model.make_processor(tokenizer, image_processor, tower, aspect)
     facts = write_prompt(processor, original, prompt_format, config.conversation)
-    processor.save_pretrained(str(folder))
+    hf_model.save_processor(processor, folder)
     del model, loaded
     gc.collect()
 

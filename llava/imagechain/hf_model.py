@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.imagechain.config import ConfigError
-from llava.imagechain.files import read_json
+from llava.imagechain.files import read_json, write_json
 from llava.imagechain.saving import probe_ids, probe_pixels
 
 if TYPE_CHECKING:
@@ -88,6 +88,24 @@ def make_processor(tokenizer: Any, image_processor: Any, tower: Any, scene_aspec
         num_additional_image_tokens=1,
         image_token=IMAGE_TOKEN,
     )
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Save a processor so that transformers 4.45 and newer open it: 5.x alone writes what only 5.x reads."""
+    processor.save_pretrained(str(folder))
+    settings = read_json(folder / "processor_config.json")
+    if image_settings := settings.pop("image_processor", None):
+        owner = {"processor_class": type(processor).__name__}
+        write_json(folder / "preprocessor_config.json", {**image_settings, **owner})
+        write_json(folder / "processor_config.json", settings)
+    words = read_json(folder / "tokenizer_config.json")
+    if isinstance(special := words.get("extra_special_tokens"), list):
+        del words["extra_special_tokens"]
+        kept = {name: value for name, value in words.items() if name not in ("backend", "is_local", "local_files_only")}
+        write_json(folder / "tokenizer_config.json", {**kept, "additional_special_tokens": special})
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        write_json(folder / "chat_template.json", {"chat_template": template})
 
 
 def write_weights(model: Any, folder: Path, rows: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.imagechain.config import ConfigError
-from llava.imagechain.files import inside, read_json
+from llava.imagechain.files import atomic_path, inside, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,25 @@ def copy_training_manifest(checkpoint: Path, output_dir: Path) -> None:
     folders = [checkpoint, *([checkpoint.parent] if checkpoint.name.startswith("checkpoint-") else [])]
     if source := next((folder for folder in folders if (folder / "run.json").is_file()), None):
         shutil.copyfile(source / "run.json", inside(output_dir, "run.json"))
+
+
+def save_tower(model: Any, folder: Path) -> None:
+    """Write a CLIP vision model's weights and config as every library version reads them.
+
+    transformers 5 saves the names without the level `vision_model.`; 4.x would leave the tower at random values.
+    """
+    from safetensors.torch import save_file
+
+    from llava.imagechain.compat import with_old_config_keys
+
+    tensors = {
+        f"vision_model.{name.removeprefix('vision_model.')}": value for name, value in model.state_dict().items()
+    }
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={"format": "pt"})
+    config = {**model.config.to_diff_dict(), "architectures": [type(model).__name__]}
+    config.setdefault("dtype", str(model.dtype).removeprefix("torch."))
+    write_json(folder / "config.json", with_old_config_keys(config))
 
 
 def probe_pixels(tower: Any) -> torch.Tensor:

@@ -121,6 +121,7 @@ def train_base(config: BaseConfig) -> dict[str, Any]:
     import torch
     from transformers import logging as transformers_logging
 
+    from llava.imagechain.saving import save_tower
     from stories.world.captions import draw_frames
     from stories.world.tokenizer import train_tokenizer
 
@@ -138,7 +139,7 @@ def train_base(config: BaseConfig) -> dict[str, Any]:
     tower_loss = train_tower(config, model, frames, states["tower"])
     caption_loss = train_captioner(config, model, tokenizer, frames, states["captioner"])
     model.save_pretrained(str(config.output_dir))
-    model.get_vision_tower().vision_tower.save_pretrained(str(config.output_dir / TOWER_FOLDER))
+    save_tower(model.get_vision_tower().vision_tower, config.output_dir / TOWER_FOLDER)
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bf16": uses_bf16(config),

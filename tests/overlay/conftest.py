@@ -19,11 +19,11 @@ def _apply_overlay(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def _python_in(checkout, *arguments, python=sys.executable, seconds=900, **environment):
-    """Run Python with a checkout's packages first, from inside it, and return the finished process."""
+def _python_in(checkout, *arguments, python=sys.executable, seconds=900, folder=None, **environment):
+    """Run Python with a checkout's packages first, from inside it (or a folder), and return the finished process."""
     path = {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        [python, *map(str, arguments)], cwd=checkout, env={**os.environ, **path, **environment},
+        [python, *map(str, arguments)], cwd=folder or checkout, env={**os.environ, **path, **environment},
         capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Checkpoints trained here open in the unmodified LLaVA-NeXT checkout, on the older library it is used with.
+"""Folders written here open in the unmodified LLaVA-NeXT checkout and on the older library it is used with.
 
 OVERLAY_OLD_PYTHON names a Python with transformers 4.45 to 4.55; without it the tests' own is used when it fits.
 """
@@ -27,11 +27,41 @@ folder, base, name = sys.argv[1:]
 tokenizer, model, processor, length = load_pretrained_model(folder, base or None, name, attn_implementation="eager")
 model = model.float()
 ids = tokenizer_image_token("USER: <image>\\na man walks to the door ASSISTANT:", tokenizer, return_tensors="pt")[None]
-image = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(1))
+side = processor.crop_size["height"]
+image = torch.randn(3, side, side, generator=torch.Generator().manual_seed(1))
 with torch.no_grad():
     logits = model(input_ids=ids, images=[image], modalities=["image"]).logits[..., :len(tokenizer)]
-print("RESULT", json.dumps([ids[0].tolist(), float(logits.double().sum()), length, processor.crop_size["height"]]))
+print("RESULT", json.dumps([ids[0].tolist(), float(logits.double().sum()), length, side]))
 """
+# What a folder of transformers' own classes gives: a vision tower, or a whole exported model.
+TOWER = """
+import json, sys, numpy, torch
+from transformers import CLIPImageProcessor, CLIPVisionModel
+model, info = CLIPVisionModel.from_pretrained(sys.argv[1], output_loading_info=True)
+image = numpy.arange(90 * 70 * 3, dtype="uint8").reshape(90, 70, 3)
+pixels = torch.as_tensor(CLIPImageProcessor.from_pretrained(sys.argv[1])(image, return_tensors="pt")["pixel_values"])
+with torch.no_grad():
+    total = model.eval()(pixel_values=pixels).last_hidden_state.double().pow(2).sum()
+print("RESULT", json.dumps([list(pixels.shape), float(total), sorted(info["missing_keys"])]))
+"""
+EXPORTED = """
+import json, sys, numpy, torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+model = LlavaForConditionalGeneration.from_pretrained(sys.argv[1]).eval()
+content = [{"type": "text", "text": "What is happening in the first image?"}, {"type": "image"}]
+prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+image = Image.fromarray(numpy.arange(90 * 70 * 3, dtype="uint8").reshape(90, 70, 3))
+batch = processor(text=prompt, images=image, return_tensors="pt")
+with torch.no_grad():
+    total = model(**batch).logits.double().sum()
+print("RESULT", json.dumps([batch["input_ids"][0].tolist(), float(total)]))
+"""
+TINY_BASE = [
+    "--num-frames", "32", "--tower-steps", "2", "--tower-batch-size", "8", "--steps", "2", "--batch-size", "4",
+    "--layers", "2", "--vision-layers", "2", "--hidden-size", "64", "--vision-hidden-size", "32", "--no-bf16",
+]  # fmt: skip
 
 
 def helpers(name):
@@ -73,12 +103,55 @@ def trained(overlaid, tmp_path_factory, python_in):
 def test_a_trained_folder_gives_the_same_in_the_unmodified_checkout(
     trained, old_python, unmodified, overlaid, python_in, name, base
 ):
-    found = []
-    for checkout, python in ((overlaid, sys.executable), (unmodified, old_python)):
-        done = python_in(checkout, "-c", OPEN, trained / name, base and trained / base, name, python=python)
-        line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
-        assert line, done.stderr[-3000:]
-        found.append(json.loads(line.removeprefix("RESULT")))
-    (ids, total, *rest), (ids_there, total_there, *rest_there) = found
+    ids, total, *rest = result_of(python_in(overlaid, "-c", OPEN, trained / name, base and trained / base, name))
+    opened = python_in(unmodified, "-c", OPEN, trained / name, base and trained / base, name, python=old_python)
+    ids_there, total_there, *rest_there = result_of(opened)
     assert ids_there == ids and rest_there == rest
     assert total_there == pytest.approx(total, rel=1e-4)
+
+
+def result_of(done):
+    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
+    assert line, done.stdout[-1000:] + done.stderr[-3000:]
+    return json.loads(line.removeprefix("RESULT"))
+
+
+@pytest.fixture(scope="module")
+def world_base(overlaid, tmp_path_factory, python_in):
+    """The story world's base model, made inside the checkout."""
+    folder = tmp_path_factory.mktemp("world") / "llava-base"
+    command = ["-m", "stories.world.base", "--output-dir", folder, *TINY_BASE]
+    done = python_in(overlaid, *command, PYTHONPATH=f"{overlaid}{os.pathsep}{ROOT}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_the_worlds_base_opens_in_the_unmodified_checkout_from_inside_its_folder(
+    world_base, old_python, unmodified, overlaid, python_in
+):
+    # The tower is named relative to the model's folder; LLaVA-NeXT looks for it in the current one.
+    ids, total, *rest = result_of(python_in(overlaid, "-c", OPEN, world_base, "", world_base.name))
+    opened = python_in(unmodified, "-c", OPEN, ".", "", world_base.name, python=old_python, folder=world_base)
+    assert result_of(opened) == [ids, pytest.approx(total, rel=1e-4), *rest]
+
+
+def test_a_saved_tower_and_its_image_processor_open_on_the_older_library(world_base, old_python, overlaid, python_in):
+    tower = world_base / "vision_tower"
+    here, there = (
+        result_of(python_in(overlaid, "-c", TOWER, tower, python=python)) for python in (sys.executable, old_python)
+    )
+    assert here[2] == there[2] == [] and here[0] == there[0]
+    assert there[1] == pytest.approx(here[1], rel=1e-5)
+
+
+def test_an_exported_model_and_its_processor_open_on_the_older_library(
+    trained, old_python, overlaid, python_in, tmp_path
+):
+    command = ["-m", "llava.imagechain.export_hf", "--checkpoint", trained / "llava-whole"]
+    done = python_in(overlaid, *command, "--output-dir", tmp_path / "exported")
+    assert done.returncode == 0, done.stderr[-3000:]
+    here, there = (
+        result_of(python_in(overlaid, "-c", EXPORTED, tmp_path / "exported", python=python))
+        for python in (sys.executable, old_python)
+    )
+    assert there == [here[0], pytest.approx(here[1], rel=1e-4)]

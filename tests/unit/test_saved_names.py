@@ -36,3 +36,18 @@ def test_a_given_state_is_written_in_shards(tiny_llava, tmp_path):
     written = load_file(tmp_path / "saved" / weight_map[NAME])[NAME]
     wanted = load_file(tiny_llava.tower / "model.safetensors")["vision_model.embeddings.class_embedding"]
     assert torch.equal(written, wanted + 1)
+
+
+def test_a_tower_saved_alone_has_the_names_and_settings_of_every_version(tiny_llava, tmp_path):
+    from transformers import CLIPVisionModel
+
+    from llava.imagechain.saving import save_tower
+
+    model = CLIPVisionModel.from_pretrained(tiny_llava.tower)
+    save_tower(model, tmp_path)
+    written, wanted = load_file(tmp_path / "model.safetensors"), load_file(tiny_llava.tower / "model.safetensors")
+    assert written.keys() == wanted.keys() and all(torch.equal(written[name], wanted[name]) for name in wanted)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "clip_vision_model" and config["dtype"] == config["torch_dtype"] == "float32"
+    _, info = CLIPVisionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
