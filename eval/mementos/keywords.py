@@ -1,0 +1,307 @@
+"""Extract the objects and actions of human and predicted descriptions, as the Mementos benchmark does.
+
+Launch: python -m eval.mementos.keywords --predictions RUN/predictions.jsonl [...] --extractor openai --base-url URL
+        --model NAME
+
+Writes keywords.jsonl (the raw answers) and keywords_run.json beside each predictions file. Both texts go in one
+request, so an answer belongs to a sample AND its prediction; it is kept in keywords.jsonl and in the judge's cache, and
+a rerun asks only what was never answered. `--extractor grammar` reads the story world's sentences without a server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import sqlite3
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.judge.base import Judge, JudgeSettings, Verdict
+from eval.judge.cache import AnswerCache, default_cache_path
+from eval.judge.client import Reply, Request, ServerError, ask_all, check_server
+from eval.judge.cost import Cost, Spending, check_cost, estimate, price_of
+from eval.mementos import world_words
+from eval.mementos.answers import parse
+from eval.mementos.rows import KEYWORDS, Predictions, Row, read_all, read_answers
+from eval.simrate import only_one
+from llava.imagechain.config import build_config, option, parse_config, to_json
+from llava.imagechain.files import JsonlAppender, sha256_json, write_jsonl
+from llava.imagechain.manifest import run_manifest
+
+logger = logging.getLogger("eval.mementos")
+PROGRAM = "python -m eval.mementos.keywords"
+FOLDER = Path(__file__).resolve().parent / "extractor"
+RUN_FILE = "keywords_run.json"
+TOKENS_OF_AN_ANSWER = 150  # four labels and some thirty words
+EXTRACTORS = ("openai", "grammar")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeywordsConfig:
+    """Settings of eval.mementos.keywords; what is not given comes from eval/mementos/extractor/settings.yaml."""
+
+    predictions: list[Path] = option(help="predictions.jsonl files made by eval.mementos.predict")
+    extractor: str = option(
+        "openai", help="a model behind an OpenAI-compatible server, or the story world's grammar", choices=EXTRACTORS
+    )
+    base_url: str | None = option(None, help="the server, for example http://HOST:8000/v1")
+    model: str | None = option(None, help="model name on the server")
+    api_key_env: str | None = option(None, help="name of the environment variable that holds the server's key")
+    max_tokens: int | None = option(None, help="longest answer in tokens", minimum=1)
+    concurrency: int | None = option(None, help="requests at the same time", minimum=1)
+    timeout_s: float | None = option(None, help="seconds for one request", minimum=0.1)
+    max_retries: int | None = option(None, help="further tries after 429, 5xx or a lost connection", minimum=0)
+    max_cost: float | None = option(
+        None, help="US dollars that asking may take, by the settings' price table", minimum=0
+    )
+    cache: str = option("auto", help="file of kept answers; auto = the user's cache folder, off = none")
+    limit: int | None = option(None, help="only the first N rows of each file", minimum=1)
+    resume: bool = option(True, help="use the answers that are already in keywords.jsonl")
+    overwrite: bool = option(False, help="drop the answers that are already there (the cache stays)")
+    dry_run: bool = option(False, help="count the calls that a run would make, ask and write nothing")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Sheet:
+    """One predictions file whose keywords are extracted."""
+
+    predictions: Predictions
+    rows: tuple[Row, ...]  # within --limit
+    answers: dict[str, str] = dataclasses.field(default_factory=dict)  # request key -> raw answer
+    errors: dict[str, str] = dataclasses.field(default_factory=dict)  # request key -> why there is none
+
+    @property
+    def path(self) -> Path:
+        """Where the answers go."""
+        return self.predictions.folder / KEYWORDS
+
+
+def load_extractor(config: KeywordsConfig) -> Judge:
+    """Return the extractor's server, prompt and settings in the form the judges have."""
+    loaded = yaml.safe_load((FOLDER / "settings.yaml").read_text(encoding="utf-8"))
+    if config.extractor == "grammar":
+        loaded |= {"name": "grammar", "answers_from": "prediction", "model": ""}
+    settings = build_config(JudgeSettings, [loaded])
+    prompt = yaml.safe_load((FOLDER / "prompt.yaml").read_text(encoding="utf-8"))
+    extractor = Judge(settings=settings, folder=FOLDER, prompt=tuple(prompt), parse=_no_verdict)
+    if config.extractor == "grammar":
+        return extractor
+    return extractor.with_environment().with_settings(
+        base_url=config.base_url,
+        model=config.model,
+        api_key_env=config.api_key_env,
+        max_tokens=config.max_tokens,
+        concurrency=config.concurrency,
+        timeout_s=config.timeout_s,
+        max_retries=config.max_retries,
+    )
+
+
+def _no_verdict(answer: str, reference: str) -> Verdict:
+    raise NotImplementedError("an extractor gives lists; see eval.mementos.answers.parse")
+
+
+def answer_row(extractor: Judge, sheet: Sheet, row: Row) -> dict[str, Any]:
+    """Return the row of keywords.jsonl."""
+    key = extractor.key(row.reference, row.prediction)
+    answer = sheet.answers.get(key)
+    return {
+        "id": row.sample_id,
+        "domain": row.domain,
+        "extractor": extractor.settings.name,
+        "model": extractor.settings.model or None,
+        "answer": answer,
+        "error": None if answer is not None else sheet.errors.get(key, "not asked"),
+        "problem": None if answer is None else problem_of(answer),
+        "pair_sha256": row.pair_sha256,
+        "key": key,
+    }
+
+
+def problem_of(answer: str) -> str | None:
+    """Return why an answer cannot be read as four lists, or None."""
+    try:
+        parse(answer)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def known_answers(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], cache: AnswerCache) -> None:
+    """Fill in what needs no call: by the grammar, from keywords.jsonl, from the cache."""
+    for sheet in sheets:
+        wanted = {extractor.key(row.reference, row.prediction): row for row in sheet.predictions.rows}
+        if config.extractor == "grammar":
+            sheet.answers |= {key: world_words.answer(row.reference, row.prediction) for key, row in wanted.items()}
+            continue
+        if config.resume and not config.overwrite:
+            for old in read_answers(sheet.predictions).values():
+                if old.get("key") in wanted and isinstance(old.get("answer"), str):
+                    sheet.answers[old["key"]] = old["answer"]
+        asked = {extractor.key(row.reference, row.prediction) for row in sheet.rows}
+        sheet.answers |= cache.get_many(asked - sheet.answers.keys())
+
+
+def pending_rows(extractor: Judge, sheets: Sequence[Sheet]) -> dict[str, Row]:
+    """Return what has to be asked by request key; an empty prediction has no words and is not asked about."""
+    pending: dict[str, Row] = {}
+    for sheet in sheets:
+        for row in sheet.rows:
+            key = extractor.key(row.reference, row.prediction)
+            if key not in sheet.answers and row.prediction.strip():
+                pending.setdefault(key, row)
+    return pending
+
+
+def expected_cost(extractor: Judge, rows: Sequence[Row]) -> Cost:
+    """Return what asking will take; the answers are longer than a judge's one word."""
+    cost = estimate(extractor, [(row.reference, row.prediction) for row in rows])
+    new_tokens = cost.calls * min(TOKENS_OF_AN_ANSWER, extractor.settings.max_tokens)
+    usd = price_of(extractor, cost.prompt_tokens, new_tokens) if cost.calls else 0.0
+    return dataclasses.replace(cost, new_tokens=new_tokens, usd=usd)
+
+
+def ask(
+    extractor: Judge, sheets: Sequence[Sheet], pending: dict[str, Row], cache: AnswerCache, spending: Spending
+) -> str | None:
+    """Ask the server, writing each answer down as it arrives.
+
+    Returns:
+        None, or why asking stopped early.
+    """
+    from tqdm import tqdm
+
+    requests = [
+        Request(key=key, body=extractor.request(row.reference, row.prediction)) for key, row in pending.items()
+    ]  # fmt: skip
+    places: dict[str, list[tuple[Sheet, Row]]] = {}
+    for sheet in sheets:
+        for row in sheet.rows:
+            places.setdefault(extractor.key(row.reference, row.prediction), []).append((sheet, row))
+    interval_s = 0.2 if sys.stderr.isatty() else 60
+    counts = {"failed": 0, "unparsed": 0}
+    with contextlib.ExitStack() as stack:
+        logs = {sheet.path: stack.enter_context(JsonlAppender(sheet.path)) for sheet in sheets}
+        progress = stack.enter_context(tqdm(total=len(requests), unit="call", desc="keywords", mininterval=interval_s))
+
+        def take(reply: Reply) -> str | None:
+            problem = None
+            for sheet, row in places[reply.key]:
+                kind = sheet.errors if reply.answer is None else sheet.answers
+                kind[reply.key] = str(reply.error if reply.answer is None else reply.answer)
+                written = answer_row(extractor, sheet, row)
+                problem = written["problem"]
+                logs[sheet.path].write(written)
+            counts["failed"] += reply.answer is None
+            counts["unparsed"] += problem is not None
+            progress.set_postfix(counts, refresh=False)
+            progress.update()
+            return spending.add(reply)
+
+        return ask_all(extractor, requests, cache, take)
+
+
+def extract(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], cache: AnswerCache) -> int:
+    """Extract, write, report; return the exit status."""
+    with contextlib.ExitStack() as stack:
+        for sheet in sheets if not config.dry_run else ():
+            stack.enter_context(only_one(sheet.predictions.folder))
+        known_answers(config, extractor, sheets, cache)
+        pending = pending_rows(extractor, sheets)
+        cost = expected_cost(extractor, list(pending.values()))
+        print(f"{sum(len(sheet.rows) for sheet in sheets):,} rows, {cost}")
+        if config.dry_run:
+            print("nothing was asked or written")
+            return 0
+        check_cost(extractor, cost, config.max_cost)
+        if pending:
+            row = next(iter(pending.values()))
+            check_server(extractor, Request(key="probe", body=extractor.request(row.reference, row.prediction)))
+        facts = {
+            **to_json(config), "settings": dataclasses.asdict(extractor.settings),
+            "prompt_sha256": sha256_json(list(extractor.prompt)) if config.extractor == "openai" else None,
+        }  # fmt: skip
+        runs = [
+            stack.enter_context(
+                run_manifest(
+                    sheet.predictions.folder, config=facts, inputs=[sheet.predictions.path], name=RUN_FILE
+                )
+            )
+            for sheet in sheets
+        ]  # fmt: skip
+        for sheet in sheets:  # What is known stays whole on disk while the rest arrives.
+            write_jsonl(sheet.path, answered(extractor, sheet))
+        spending = Spending(extractor, cost, config.max_cost)
+        stopped = ask(extractor, sheets, pending, cache, spending) if pending else None
+        unscored = 0
+        for sheet, run in zip(sheets, runs, strict=True):
+            rows = [answer_row(extractor, sheet, row) for row in sheet.rows]
+            keep = answered(extractor, sheet)
+            write_jsonl(sheet.path, keep + [row for row in rows if row["answer"] is None])
+            counts = summary(sheet, rows)
+            unscored += counts["unanswered"]
+            run.record(summary=counts, stopped=stopped, calls=spending.facts())
+            print(f"{sheet.predictions.folder}: {_listed(counts)} -> {sheet.path}")
+    if unscored:
+        reason = f" after {stopped}" if stopped else ""
+        logger.error("%d rows have no answer%s; run the same command again to ask for them only", unscored, reason)
+    return 1 if unscored else 0
+
+
+def answered(extractor: Judge, sheet: Sheet) -> list[dict[str, Any]]:
+    """Return the rows that have an answer, those beyond --limit too, in the order of the predictions."""
+    rows = (answer_row(extractor, sheet, row) for row in sheet.predictions.rows)
+    return [row for row in rows if row["answer"] is not None]
+
+
+def summary(sheet: Sheet, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return the counts of one file."""
+    empty = {row.sample_id for row in sheet.rows if not row.prediction.strip()}
+    return {
+        "rows": len(rows),
+        "unparsed": sum(row["problem"] is not None for row in rows),
+        "empty_predictions": len(empty),
+        "unanswered": sum(row["answer"] is None and row["id"] not in empty for row in rows),
+        "skipped": len(sheet.predictions.skipped),
+    }
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in counts.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpx2", "openai"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    config = parse_config(KeywordsConfig, argv, program=PROGRAM, description=__doc__ or "")
+    cache = None
+    try:
+        extractor = load_extractor(config)
+        sheets = [Sheet(predictions=found, rows=found.rows[: config.limit]) for found in read_all(config.predictions)]
+        for sheet in sheets:
+            for row in sheet.predictions.skipped:
+                logger.warning("%s: row %s is left out: %s", sheet.predictions.path, row["id"], row["reason"])
+        on_disk = config.extractor == "openai" and config.cache != "off"
+        path = default_cache_path() if config.cache == "auto" else Path(config.cache).expanduser()
+        cache = AnswerCache(path if on_disk else None)
+        return extract(config, extractor, sheets, cache)
+    except (ValueError, ServerError, OSError, sqlite3.Error) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the answers so far are kept, run the same command again", file=sys.stderr)
+        return 130
+    finally:
+        if cache is not None:
+            cache.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
