@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ HEADING = re.compile(r"[#＃]{2,}")
 ROLE = re.compile(r"\b(system|user|assistant|human|model|instruction|response|caption)\s*[:：]", re.IGNORECASE)
 
 
+@functools.lru_cache(maxsize=1 << 16)  # a comparison's key is wanted several times
 def neutralize(text: str) -> str:
     """Make an untrusted caption unable to start a turn, a section or a special token, in any chat format.
 
