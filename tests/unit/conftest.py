@@ -2,6 +2,7 @@
 
 The tensors are drawn from seeded generators in a fixed order, so that the numbers measured on LLaVA-NeXT itself
 (upstream_numbers.json) hold for them. The vision weights in the model folder differ from those in the tower folder.
+And judged run folders, for the tests of tables, comparison and figure.
 """
 
 import io
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from llava.imagechain.files import sha256_json
 
 HIDDEN, LAYERS, HEADS, INNER, VOCABULARY = 64, 2, 4, 128, 480
 TOWER_HIDDEN, TOWER_LAYERS, TOWER_INNER, IMAGE, PATCH = 32, 3, 64, 28, 7
@@ -228,3 +231,36 @@ def copy_of_tiny_llava(tmp_path):
 def upstream_numbers():
     """Outputs of LLaVA-NeXT with the authors' ImageChain files on these weights."""
     return json.loads((Path(__file__).parent / "upstream_numbers.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    """Write judged run folders."""
+    return write_judged_run
+
+
+def write_judged_run(
+    folder, verdicts, *, variant="imagechain", control=None, context="c2_7", judge="world", stories="DIR", seed=None,
+    videos=True,
+):  # fmt: skip
+    """Write a run folder; `verdicts` is a list of (number of scenes, "yes" | "no" | "unparsed" | None).
+
+    Story i is "s<i>"; two stories after one another are of one video.
+    """
+    folder.mkdir(parents=True)
+    predictions, judgments = [], []
+    for i, (num_scenes, verdict) in enumerate(verdicts):
+        texts = [f"reference {i}", f"prediction {i}"]
+        predictions.append({
+            "id": f"s{i}", "variant": variant, "train_context": context, "num_scenes": num_scenes, "seed": seed,
+            "reference": texts[0], "prediction": texts[1], "dropped_scenes": int(num_scenes == 6), "control": control,
+            **({"video_name": f"v{i // 2}"} if videos else {}),
+        })  # fmt: skip
+        judgments.append({
+            "id": f"s{i}", "verdict": "no" if verdict == "unparsed" else verdict, "parsed": verdict != "unparsed",
+            "answer": "a", "error": None, "judge": judge, "pair_sha256": sha256_json(texts),
+        })  # fmt: skip
+    for name, rows in (("predictions", predictions), ("judgments", judgments)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.json").write_text(json.dumps({"status": "success", "config": {"stories": stories}}))
+    return folder
