@@ -1,4 +1,4 @@
-"""The three evaluation scripts one after another, on a handful of stories in folders with blanks in their names."""
+"""The evaluation scripts one after another, on a handful of stories in folders with blanks in their names."""
 
 import io
 import json
@@ -58,25 +58,54 @@ def test_judge_then_table_then_report(work):
     table = run_script("tables", "the results", *runs, "--", "--paper", cwd=work)
     assert table.returncode == 0, table.stderr
     assert "25.00 (1/4)" in table.stdout and "– paper" in table.stdout
-    assert {path.name for path in (work / "the results").iterdir()} >= {"table1.md", "table1.csv", "table1.json"}
+    assert {path.name for path in (work / "the results").glob("table*")} >= {
+        f"{name}.{kind}" for name in ("table1", "table1_pairs") for kind in ("md", "csv", "tex", "json")
+    }
+    better = run_script("compare", *reversed(runs), "--", "--context", "c2", cwd=work)
+    assert better.returncode == 0, better.stderr
+    assert "ImageChain and MLLM is better: 75.00 % against 25.00 % of the same 4 stories, +50.0" in better.stdout
     page = run_script("report", "story frames", "the results/report.html", *runs, cwd=work)
     assert page.returncode == 0, page.stderr
     assert (work / "the results" / "report.html").read_text().count('<article class="card"') == 4
 
 
+def test_runs_by_training_context_become_table_two_and_figure_five(work):
+    runs = []
+    for context in ("c2", "c3", "c4_7", "c2_7"):
+        runs.append(f"trained on {context}")
+        source = work / "the runs" / "imagechain" / "predictions.jsonl"
+        rows = [json.loads(line) | {"train_context": context, "seed": 3} for line in source.read_text().splitlines()]
+        (work / runs[-1]).mkdir()
+        (work / runs[-1] / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = run_script("simrate", *runs, cwd=work, JUDGE="mock")
+    assert judged.returncode == 0, judged.stderr
+    table = run_script("tables", "the results", *runs, cwd=work, TABLE="2")
+    assert table.returncode == 0, table.stderr
+    assert "| ImageChain C2-7 |   C2 |      75.00 (3/4) |" in table.stdout
+    figure = run_script("figure5", "the results", *runs, "--", "--paper", cwd=work)
+    assert figure.returncode == 0, figure.stderr
+    assert {path.name for path in (work / "the results").iterdir()} >= {
+        "table2.md", "table2.csv", "table2.tex", "table2.json", "figure5.png", "figure5.svg", "figure5.json",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("simrate", ["the runs/mllm"]), ("tables", ["out", "the runs/mllm"]), ("report", ["story frames", "p.html", "r"])],
-)
+    [
+        ("simrate", ["the runs/mllm"]), ("report", ["story frames", "p.html", "r"]), ("tables", ["out", "r"]),
+        ("figure5", ["out", "the runs/mllm"]), ("compare", ["the runs/mllm", "the runs/imagechain"]),
+    ],
+)  # fmt: skip
 def test_dry_run_prints_a_command_and_does_nothing(work, name, arguments):
     before = sorted(work.rglob("*"))
     shown = run_script(name, "--dry-run", *arguments, "--", "--limit", "3", cwd=work)
     assert shown.returncode == 0
-    assert f"-m eval.{name} " in shown.stdout and shown.stdout.rstrip().endswith("--limit 3")
+    module = {"compare": "tables"}.get(name, name)
+    assert f"-m eval.{module} " in shown.stdout and shown.stdout.rstrip().endswith("--limit 3")
     assert sorted(work.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["simrate", "tables", "report"])
+@pytest.mark.parametrize("name", ["simrate", "tables", "report", "figure5", "compare"])
 def test_wrong_use_prints_the_usage_and_status_two(work, name):
     assert "usage: bash scripts/eval/" in run_script(name, "--help", cwd=work).stdout
     assert run_script(name, cwd=work).returncode == 2

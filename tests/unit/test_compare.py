@@ -109,7 +109,7 @@ def test_predictions_of_other_ids_are_refused(make_run, tmp_path):
 
 def test_runs_of_different_judges_models_or_prompts_are_refused(make_run, tmp_path):
     a, b = pair(make_run, tmp_path, "yy", "yy", a={"judge": "simrate"}, b={"judge": "world"})
-    with pytest.raises(ValueError, match="runs of one judge were wanted, found simrate in .* and world in"):
+    with pytest.raises(ValueError, match=r"runs of one judge were wanted, found simrate in .* and world in"):
         compare(a, b)
     a, b = pair(make_run, tmp_path / "more", "yy", "yy", a={"judge": "simrate"}, b={"judge": "simrate"})
     for run, model in ((a, "llama-70b"), (b, "llama-8b")):

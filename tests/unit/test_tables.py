@@ -186,8 +186,8 @@ def seeds(make_run, tmp_path, variant, *yes, **changes):
     """Write one run per seed: `yes` of ten stories are right."""
     return [
         make_run(
-            tmp_path / f"{variant}-{seed}", [(2, "yes" if i < k else "no") for i in range(10)], variant=variant, seed=seed,
-            **changes,
+            tmp_path / f"{variant}-{seed}", [(2, "yes" if i < k else "no") for i in range(10)], variant=variant,
+            seed=seed, **changes,
         )
         for seed, k in enumerate(yes)
     ]  # fmt: skip
@@ -200,7 +200,8 @@ def test_each_seed_is_a_row_and_their_mean_and_range_stand_below_unpooled(make_r
     place = first.index(["ImageChain, seed 0", "50.00 (5/10)"])
     assert first[place + 2] == ["ImageChain, seed 1", "80.00 (8/10)"]
     assert first[place + 6 : place + 9] == [
-        ["ImageChain, mean of 3 seeds", "60.00 (n 10)"], ["– lowest to highest", "50.00 to 80.00"], ["– paper", "18.30"],
+        ["ImageChain, mean of 3 seeds", "60.00 (n 10)"], ["– lowest to highest", "50.00 to 80.00"],
+        ["– paper", "18.30"],
     ]  # fmt: skip
     means = json.loads((out / "table1.json").read_text())["means"]
     assert means[0] == {
