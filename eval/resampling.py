@@ -47,7 +47,7 @@ def estimate(
     """
     value = float(statistic(sums.sum(axis=0))) if len(sums) else float("nan")
     if not np.isfinite(value):
-        return Estimate(value=None, remark=undefined if len(sums) else "no row")
+        return Estimate(value=None, remark=undefined if len(sums) else "not defined: there is no row")
     _, index = np.unique([repr(cluster) for cluster in clusters], return_inverse=True)
     by_cluster = np.zeros((index.max() + 1, sums.shape[1]))
     np.add.at(by_cluster, index, sums)

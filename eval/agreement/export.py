@@ -155,8 +155,8 @@ def write_export(config: ExportConfig, items: Sequence[Candidate], drawn: Sequen
 
     frames, index = stories
     for_labellers, key_dir = config.output_dir / "for_labellers", config.output_dir / "key"
-    for old in (for_labellers / "pictures").glob("*.jpg"):
-        old.unlink()
+    for old in (for_labellers / "labels.csv", *(for_labellers / "pictures").glob("*.jpg")):
+        old.unlink(missing_ok=True)
     shown: list[tuple[str, Candidate, Story]] = []
     lost: list[dict[str, Any]] = []
     names = row_names(len(drawn), random.Random(f"names {config.seed}"))
@@ -197,9 +197,9 @@ def check_target(config: ExportConfig) -> None:
     Raises:
         ValueError: One is there and --overwrite was not given.
     """
-    for path in (config.output_dir / "for_labellers" / "labels.csv", config.output_dir / "key" / "key.jsonl"):
-        if path.exists() and not config.overwrite:
-            raise ValueError(f"{path} is there already; choose another --output-dir, or --overwrite to replace it")
+    path = config.output_dir / "for_labellers" / "labels.csv"
+    if path.exists() and not config.overwrite:
+        raise ValueError(f"{path} is there already; choose another --output-dir, or --overwrite to replace it")
 
 
 def describe(items: Sequence[Candidate], drawn: Sequence[Candidate]) -> str:

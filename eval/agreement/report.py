@@ -128,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = "eval.agreement import"
     config = parse_config(ImportConfig, argv, program=program, description=__doc__ or "")
     try:
-        key = read_key(config.key)
         files = named_files(config.labels, "labels")
+        key = read_key(config.key)
         people, skipped = read_people(files, key)
         judgments, judged = judgments_of(config, key)
         inputs = [config.key, *(path for _, path in files), *judged]

@@ -129,8 +129,10 @@ def read_key(path: Path) -> dict[str, KeyRow]:
     """Read key.jsonl.
 
     Raises:
-        ValueError: A row that eval.agreement export did not write.
+        ValueError: No file, or a row that eval.agreement export did not write.
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: the key/key.jsonl of an export was wanted, found no such file")
     rows: dict[str, KeyRow] = {}
     fields = {field.name for field in dataclasses.fields(KeyRow)}
     for number, raw in enumerate(read_jsonl(path), start=1):
