@@ -118,6 +118,23 @@ def batches_by_length(plans: Sequence[Plan], indices: Sequence[int], batch_size:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+Readable = list[tuple[Plan, Mapping[str, Any]]]
+
+
+def read_batches(
+    examples: StoryExamples, batches: Sequence[Sequence[int]], num_workers: int
+) -> Iterator[tuple[list[Generated], Readable]]:
+    """Read batches of examples, ahead when there are workers; yields those that cannot be read, and the others."""
+    loader = DataLoader(
+        _Readable(examples), batch_sampler=[list(batch) for batch in batches], collate_fn=list, num_workers=num_workers
+    )
+    for loaded in loader:
+        yield (
+            [Generated(plan=examples.plans[i], problem=found) for i, found in loaded if isinstance(found, str)],
+            [(examples.plans[i], found) for i, found in loaded if not isinstance(found, str)],
+        )
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -140,23 +157,16 @@ def generate(
     Yields:
         One list a batch.
     """
-    loader = DataLoader(
-        _Readable(examples), batch_sampler=[list(batch) for batch in batches], collate_fn=list, num_workers=num_workers
-    )
-    for loaded in loader:
-        unreadable = [Generated(plan=examples.plans[i], problem=found) for i, found in loaded if isinstance(found, str)]
-        readable = [(examples.plans[i], found) for i, found in loaded if not isinstance(found, str)]
+    for unreadable, readable in read_batches(examples, batches, num_workers):
         answers = answer_batch(model, tokenizer, [found for _, found in readable], max_new_tokens) if readable else []
-        yield unreadable + [
-            Generated(plan=plan, text=_text(tokenizer, ids), new_tokens=len(ids))
-            for (plan, _), ids in zip(readable, answers, strict=True)
-        ]
+        yield unreadable + [as_text(tokenizer, plan, ids) for (plan, _), ids in zip(readable, answers, strict=True)]
 
 
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return the answer's text; a model may have more rows than its tokenizer has words, and slow ones refuse those."""
+def as_text(tokenizer: Any, plan: Plan, ids: Sequence[int]) -> Generated:
+    """Return an answer's text; a model may have more rows than its tokenizer has words, and slow ones refuse those."""
     known = [token for token in ids if token < len(tokenizer)]
-    return clean_prediction(tokenizer.decode(known, skip_special_tokens=True))
+    text = clean_prediction(tokenizer.decode(known, skip_special_tokens=True))
+    return Generated(plan=plan, text=text, new_tokens=len(ids))
 
 
 @torch.inference_mode()

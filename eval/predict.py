@@ -4,19 +4,26 @@ Launch: python -m eval.predict --checkpoint DIR --variant imagechain --stories D
 
 Writes predictions.jsonl (one row a story), skipped.jsonl and run.json. A rerun goes on where it stopped, after checking
 that nothing that decides the texts has changed. The checkpoint may be a whole model, a LoRA folder or a checkpoint-N.
+Several processes share a split with --num-shards, or when torchrun or srun starts them (eval/shards.py). --backend vllm
+has vLLM run the language model (eval/vllm_backend.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eval.controls import edit_of
 from eval.predict_job import Job, PredictConfig, named_base, prepare, usable_rows
+from eval.ranks import SHARDS, only_one, own_gpus
+from eval.shards import merge_when_complete
 from llava.imagechain.config import ConfigError, parse_config, to_json
 from llava.imagechain.files import JsonlAppender, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
@@ -31,6 +38,22 @@ logger = logging.getLogger("eval.predict")
 PROGRAM = "python -m eval.predict"
 
 
+def device_and_dtype(config: PredictConfig) -> tuple[str, str]:
+    """Return the names of both, after trying the device.
+
+    Raises:
+        ConfigError: The device cannot be used.
+    """
+    import torch
+
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a device that is not there
+        raise ConfigError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from error
+    return device, config.dtype or ("float32" if device == "cpu" else "bfloat16")
+
+
 def load_model(job: Job) -> LoadedModel:
     """Load the checkpoint and follow the decisions it carries."""
     import torch
@@ -38,12 +61,7 @@ def load_model(job: Job) -> LoadedModel:
     from llava.imagechain.checkpoint import load_checkpoint
 
     config = job.config
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name; a device that is not there
-        raise ConfigError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from error
-    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+    device, dtype = device_and_dtype(config)
     loaded = load_checkpoint(
         config.checkpoint, base=config.base, device=device, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     )
@@ -114,30 +132,45 @@ def _features(job: Job, loaded: LoadedModel, chosen: StoryFrames, scene_aspect: 
     return {"features": found, "unreadable": found[0].unreadable}
 
 
-def predict(job: Job, run: Run) -> int:
-    """Predict what is not done yet; returns the exit status."""
-    from tqdm import tqdm
-
+def answers(
+    job: Job, loaded: LoadedModel, examples: PromptExamples, pending: Sequence[int]
+) -> Iterator[list[Generated]]:
+    """Return the answers to the pending examples, some at a time."""
     from eval.generation import batches_by_length, generate
+
+    config = job.config
+    batches = batches_by_length(examples.plans, pending, config.batch_size)
+    if config.backend == "vllm" and batches:
+        from eval.vllm_backend import generate_with_vllm
+
+        _, dtype = device_and_dtype(config)
+        return generate_with_vllm(job, loaded, examples, batches, dtype)
+    return generate(
+        loaded.model, loaded.tokenizer, examples, batches,
+        max_new_tokens=config.max_new_tokens, num_workers=config.num_workers,
+    )  # fmt: skip
+
+
+def predict(job: Job, run: Run) -> None:
+    """Predict what is not done yet."""
+    from tqdm import tqdm
 
     config = job.config
     loaded = load_model(job)
     examples = make_examples(job, loaded)
     pending = [index for index, plan in enumerate(examples.plans) if plan.story_id not in job.done]
     skipped = list(examples.skipped)
-    refuse_skips(skipped, len(examples.stories), config.max_skipped)
+    refuse_skips(skipped, job.num_wanted, config.max_skipped)
+    results = answers(job, loaded, examples, pending)
     counts = {"prompt_tokens": 0, "new_tokens": 0, "shortened": 0}
     started = time.time()
     interval_s = 0.5 if sys.stderr.isatty() else 60
+    title = f"{job.variant.title} {job.shard}" if job.shard else job.variant.title
     with (
         JsonlAppender(job.path) as output,
-        tqdm(total=len(pending), unit="story", desc=job.variant.title, mininterval=interval_s) as progress,
+        tqdm(total=len(pending), unit="story", desc=title, mininterval=interval_s) as progress,
     ):
-        batches = batches_by_length(examples.plans, pending, config.batch_size)
-        for batch in generate(
-            loaded.model, loaded.tokenizer, examples, batches,
-            max_new_tokens=config.max_new_tokens, num_workers=config.num_workers,
-        ):  # fmt: skip
+        for batch in results:
             for result in batch:
                 if result.problem:
                     skipped.append({"id": result.plan.story_id, "reason": result.problem})
@@ -147,10 +180,10 @@ def predict(job: Job, run: Run) -> int:
                 counts["new_tokens"] += result.new_tokens
                 counts["shortened"] += result.plan.num_dropped_scenes > 0
             progress.update(len(batch))
-            refuse_skips(skipped, len(examples.stories), config.max_skipped)
+            refuse_skips(skipped, job.num_wanted, config.max_skipped)
     seconds = time.time() - started
-    write_jsonl(config.output_dir / "skipped.jsonl", skipped)
     order = {story_id: number for number, story_id in enumerate(job.stories.ids)}
+    write_jsonl(job.folder / "skipped.jsonl", sorted(skipped, key=lambda row: order[row["id"]]))
     rows = sorted(usable_rows(job.path).values(), key=lambda row: order.get(row["id"], len(order)))
     write_jsonl(job.path, rows)
     predicted = len(pending) - sum(row["id"] in {examples.plans[i].story_id for i in pending} for row in skipped)
@@ -160,9 +193,8 @@ def predict(job: Job, run: Run) -> int:
     )  # fmt: skip
     logger.info(
         "%s: %d stories, %d new in %.1f s, %d skipped, %d shortened -> %s",
-        job.variant.title, len(rows), predicted, seconds, len(skipped), counts["shortened"], job.path,
+        title, len(rows), predicted, seconds, len(skipped), counts["shortened"], job.path,
     )  # fmt: skip
-    return 0
 
 
 def prediction_row(job: Job, result: Generated) -> dict[str, Any]:
@@ -251,6 +283,23 @@ def show_plan(job: Job) -> None:
     print(needs(job).describe())
 
 
+def start(job: Job) -> None:
+    """Predict in the job's folder, on GPUs of its own when there are other processes on the machine."""
+    config = job.config
+    if config.device is None and (gpus := own_gpus(os.environ, config.tensor_parallel_size)):
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    if job.shard:  # the others work for themselves: no library has to look for them
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)
+    if config.overwrite:
+        job.path.unlink(missing_ok=True)
+        if job.shard is None:
+            shutil.rmtree(config.output_dir / SHARDS, ignore_errors=True)
+    with run_manifest(job.folder, config=to_json(config)) as run:
+        run.record(identity=job.identity, trained=job.trained)
+        predict(job, run)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -262,12 +311,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if job.finished and set(job.chosen.ids) <= job.done.keys() | job.skipped:
             logger.info("%s: all stories are predicted already -> %s", job.variant.title, job.path)
-            return 0
-        if config.overwrite:
-            job.path.unlink(missing_ok=True)
-        with run_manifest(config.output_dir, config=to_json(config)) as run:
-            run.record(identity=job.identity, trained=job.trained)
-            return predict(job, run)
+        else:
+            with only_one(job.folder / ".predicting", wait=False):
+                start(job)
+        merge_when_complete(job)
+        return 0
     except (ConfigError, ValueError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
@@ -277,4 +325,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # from Slurm, or from the script that started the parts
     sys.exit(main())

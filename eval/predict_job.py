@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from pathlib import Path
 from typing import Any
 
 from eval.controls import CONTROLS, check_control
+from eval.ranks import SHARDS, Shard, find_shard, select_shard, shard_folders
 from eval.runs import PREDICTIONS
+from eval.vllm_backend import find_problems
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.files import read_json, read_jsonl, sha256_json, sha256_model
@@ -16,7 +20,9 @@ from llava.imagechain.variants import VARIANTS, Variant, get_variant
 
 # Settings that may change between a run and its resumption: they do not decide the texts.
 FREE = {"batch_size", "num_workers", "frames_per_call", "limit", "output_dir", "resume", "overwrite", "dry_run",
-        "feature_cache", "max_skipped", "device", "checkpoint", "base", "stories", "tflops"}  # fmt: skip
+        "feature_cache", "max_skipped", "device", "checkpoint", "base", "stories", "tflops", "num_shards", "shard",
+        "engine_dir", "tensor_parallel_size", "gpu_memory", "enforce_eager"}  # fmt: skip
+BACKENDS = ("hf", "vllm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,17 @@ class PredictConfig:
     frames_per_call: int | None = option(
         None, help="most frames in one call of the vision tower; by default all", minimum=1
     )
+    backend: str = option("hf", help="what runs the language model", choices=BACKENDS)
+    engine_dir: Path | None = option(
+        None, help="vllm: folder of the exported model, made when missing; by default CHECKPOINT.hf-DTYPE beside it"
+    )
+    tensor_parallel_size: int = option(1, help="vllm: GPUs that share one language model", minimum=1)
+    gpu_memory: float = option(0.85, help="vllm: share of each GPU's memory that it takes for itself", minimum=0.01)
+    enforce_eager: bool = option(False, help="vllm: do not compile; starts faster, runs slower")
+    num_shards: int | None = option(
+        None, help="processes that share the split; by default those of torchrun or srun", minimum=1
+    )
+    shard: int | None = option(None, help="which of them this is, from 0; by default the launcher's", minimum=0)
     feature_cache: Path | None = option(None, help="folder of per-frame features, shared with training")
     num_workers: int = option(0, help="processes that decode frames ahead", minimum=0)
     max_skipped: float = option(0.05, help="largest share of stories that may be left out", minimum=0)
@@ -87,16 +104,27 @@ class Job:
     done: dict[str, Any]  # rows of an earlier run by story id
     skipped: set[str]  # stories that an earlier, finished run had to leave out
     finished: bool  # the earlier run came to its end
+    shard: Shard | None = None  # the part of the split that is this process's
+
+    @functools.cached_property
+    def chosen(self) -> StoryFrames:
+        """The stories within the limit that are this process's."""
+        return select_shard(self.stories, self.shard, self.config.limit)
 
     @property
-    def chosen(self) -> StoryFrames:
-        """The stories within the limit."""
-        return self.stories if self.config.limit is None else self.stories[: self.config.limit]
+    def num_wanted(self) -> int:
+        """Stories within the limit, of all processes together."""
+        return min(len(self.stories), self.config.limit or len(self.stories))
+
+    @property
+    def folder(self) -> Path:
+        """Where this process writes."""
+        return self.shard.folder(self.config.output_dir) if self.shard else self.config.output_dir
 
     @property
     def path(self) -> Path:
-        """The predictions file."""
-        return self.config.output_dir / PREDICTIONS
+        """The predictions file of this process."""
+        return self.folder / PREDICTIONS
 
     @property
     def train_context(self) -> str | None:
@@ -134,20 +162,28 @@ def prepare(config: PredictConfig) -> Job:
         for name in ("batch_size", "max_new_tokens")
         if getattr(config, name) < 1
     ]
+    shard = None
+    try:
+        shard = find_shard(config.num_shards, config.shard, os.environ)
+    except ConfigError as error:
+        problems.append(str(error))
+    if config.backend == "vllm":
+        problems += find_problems(config.checkpoint)
     if problems or stories is None:
         raise ConfigError("\n  - ".join(["nothing was predicted:", *problems]) if len(problems) > 1 else problems[0])
     base = config.base or named_base(config.checkpoint)
     identity = {
         **{name: value for name, value in to_json(config).items() if name not in FREE},
+        "backend": None if config.backend == "hf" else config.backend,  # None, as in runs from before there were two
         "checkpoint_sha256": sha256_model(config.checkpoint),
         "base_sha256": sha256_model(base) if base else None,
         "stories_sha256": sha256_json([stories.ids, stories.texts()]),
     }
-    done, skipped, finished = earlier_rows(config, identity)
-    return Job(
+    job = Job(
         config=config, variant=variant, stories=stories, demonstrations=demonstrations, identity=identity,
-        trained=trained_with(config.checkpoint), done=done, skipped=skipped, finished=finished,
+        trained=trained_with(config.checkpoint), done={}, skipped=set(), finished=False, shard=shard,
     )  # fmt: skip
+    return with_earlier_rows(job)
 
 
 def named_base(checkpoint: Path) -> Path | None:
@@ -177,21 +213,58 @@ def usable_rows(path: Path) -> dict[str, dict[str, Any]]:
     """Return the rows of a predictions file by story id; of several rows of a story the first counts."""
     rows: dict[str, dict[str, Any]] = {}
     for row in read_jsonl(path):
-        if isinstance(row.get("id"), str) and isinstance(row.get("prediction"), str):
+        if is_usable(row):
             rows.setdefault(row["id"], row)
     return rows
 
 
-def earlier_rows(config: PredictConfig, identity: dict[str, Any]) -> tuple[dict[str, Any], set[str], bool]:
-    """Return what an earlier run left: its rows by story id, the stories that it had to skip, and whether it finished.
+def is_usable(row: dict[str, Any]) -> bool:
+    """Tell whether a row of predictions.jsonl names a story and holds a text."""
+    return isinstance(row.get("id"), str) and isinstance(row.get("prediction"), str)
+
+
+def with_earlier_rows(job: Job) -> Job:
+    """Add what earlier runs left in the folder.
+
+    Raises:
+        ConfigError: They were made with other settings or cut otherwise, or nothing tells with which.
+    """
+    output_dir, shard, cuts = (
+        job.config.output_dir,
+        job.shard,
+        {shard.of for shard in shard_folders(job.config.output_dir)},
+    )
+    whole = earlier_rows(dataclasses.replace(job, shard=None))
+    done = whole.finished and set(job.chosen.ids) <= whole.done.keys() | whole.skipped
+    parts = f"{output_dir / SHARDS} holds parts of a run by {' or '.join(map(str, sorted(cuts)))} processes"
+    if shard is None:
+        if cuts and not done and not job.config.overwrite:
+            raise ConfigError(
+                f"{parts}; go on with --num-shards, merge them with python -m eval.shards --output-dir {output_dir}, "
+                "or drop them with --overwrite"
+            )
+        return whole
+    if cuts - {shard.of}:
+        raise ConfigError(f"{parts}, found --num-shards {shard.of}; give the same number, or remove that folder")
+    if done:
+        return dataclasses.replace(whole, shard=shard)
+    if whole.done and not cuts:
+        raise ConfigError(
+            f"{output_dir} was begun by one process; go on without --num-shards, use --overwrite or another folder"
+        )
+    return earlier_rows(job)
+
+
+def earlier_rows(job: Job) -> Job:
+    """Add what an earlier run left in the job's folder: its rows, what it had to skip, and whether it finished.
 
     Raises:
         ConfigError: They were made with other settings, or nothing tells with which.
     """
-    path, manifest = config.output_dir / PREDICTIONS, config.output_dir / "run.json"
-    if not path.is_file() or config.overwrite:
-        return {}, set(), False
-    if not config.resume:
+    path, manifest = job.path, job.folder / "run.json"
+    if not path.is_file() or job.config.overwrite:
+        return job
+    if not job.config.resume:
         raise ConfigError(f"{path} exists; --overwrite drops it, --resume goes on with it")
     run = read_json(manifest) if manifest.is_file() else {}
     before = run.get("identity")
@@ -199,14 +272,14 @@ def earlier_rows(config: PredictConfig, identity: dict[str, Any]) -> tuple[dict[
         raise ConfigError(f"{path} exists, but no run.json says how it was made; use --overwrite or another folder")
     changes = [
         f"{name} was {before.get(name)!r}, is {value!r}"
-        for name, value in identity.items()
+        for name, value in job.identity.items()
         if before.get(name) != value
     ]
     if changes:
         raise ConfigError(
-            f"{config.output_dir} holds predictions made otherwise ({'; '.join(changes)}); use --overwrite or another "
-            "folder"
+            f"{job.folder} holds predictions made otherwise ({'; '.join(changes)}); use --overwrite or another folder"
         )
-    skipped = config.output_dir / "skipped.jsonl"
-    finished = run.get("status") == "success" and skipped.is_file()
-    return usable_rows(path), {str(row.get("id")) for row in read_jsonl(skipped)} if finished else set(), finished
+    file = job.folder / "skipped.jsonl"
+    finished = run.get("status") == "success" and file.is_file()
+    skipped = {str(row.get("id")) for row in read_jsonl(file)} if finished else set()
+    return dataclasses.replace(job, done=usable_rows(path), skipped=skipped, finished=finished)
