@@ -50,7 +50,7 @@ use_llava() {
   echo "llava: $found" >&2
   [[ -z "$LLAVA_NEXT_DIR" || "$(cd "$found" && pwd -P)" == "$LLAVA_NEXT_DIR/llava" ]] || {
     echo "$(basename "$0"): llava of LLAVA_NEXT_DIR was wanted; Python before 3.11 takes that of the current folder:" \
-      "start the same command from a folder without llava/, with absolute paths" >&2
+      "start the same command from inside $LLAVA_NEXT_DIR, with absolute paths" >&2
     exit 2
   }
 }

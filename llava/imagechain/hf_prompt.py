@@ -96,7 +96,7 @@ A LLaVA model that reads a story scene by scene and describes the next one, expo
 - Each scene is ONE square image ({aspect}). The original model averages the features of a scene's frames; this class
   does not, so give the middle frame of a scene.
 - Prompt: {prompt}
-- Written with transformers {version}: the weights open in 4.45 and newer, the processor in this version and newer.
+- Opens in transformers {oldest} and newer; written and checked with {version}.
 - Checked while exporting, on two images of random pixels in {dtype}: the logits of both models differ by
   {logits_relative_difference:.1e} of the largest (allowed {tolerance:.0e}). Token ids of a sample story are {ids}.
 
@@ -127,4 +127,5 @@ def model_card(facts: dict[str, Any]) -> str:
     first, second = f'{{"type": "text", "text": "{FIRST_QUESTION}"}}', '{"type": "image"}'
     parts = (first, second) if facts["prompt_format"] == "figure3" else (second, first)
     ids = "equal to the original's" if facts["ids_equal"] else "NOT quite the original's"
-    return CARD.format(**{**facts, "prompt": note, "ids": ids, "content": f"[{', '.join(parts)}]"})
+    oldest = "4.51" if facts["aspect"] == "pad" else "4.45"  # the first with an image processor that pads
+    return CARD.format(**{**facts, "oldest": oldest, "prompt": note, "ids": ids, "content": f"[{', '.join(parts)}]"})

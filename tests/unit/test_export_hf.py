@@ -75,6 +75,7 @@ def test_the_folder_says_what_it_is(exported):
     assert (
         "pipeline_tag: image-text-to-text" in card and "ONE square image (crop)" in card and "{" + "title}" not in card
     )
+    assert "Opens in transformers 4.45 and newer" in card
     assert config["architectures"] == ["LlavaForConditionalGeneration"] and config["torch_dtype"] == "float32"
     assert config["text_config"]["rope_theta"] == 10000.0 and config["vision_feature_layer"] == -2
     manifest = json.loads((output / "export.json").read_text())
@@ -160,6 +161,10 @@ def test_pushing_is_private_and_needs_a_login(exported, tmp_path, capsys, monkey
             calls.append(options)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "mine")
+    assert export_hf.main(arguments) == 0 and calls[1]["repo_id"] == "me/story"
+    assert "# story\n" in (Path(calls[1]["folder_path"]) / "README.md").read_text()
+    calls.clear()
     assert export_hf.push(exported[1], "me/story", public=False) == "https://hub/me/story"
     assert calls[0] == ("me/story", {"private": True, "exist_ok": True})
     assert calls[1]["folder_path"] == str(exported[1]) and calls[1]["ignore_patterns"] == ["export.json"]

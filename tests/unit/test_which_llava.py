@@ -61,7 +61,8 @@ def test_a_python_that_would_take_another_llava_is_refused(checkout, tmp_path):
     old.chmod(0o755)
     done = run_script("merge_lora.sh", "in", "out", LLAVA_NEXT_DIR=str(checkout), PYTHON=str(old))
     assert done.returncode == 2 and f"llava: {ROOT}/llava\n" in done.stderr and "before 3.11" in done.stderr
-    elsewhere = run_script("merge_lora.sh", "in", "out", cwd=tmp_path, LLAVA_NEXT_DIR=str(checkout), PYTHON=str(old))
+    assert f"from inside {checkout}" in done.stderr
+    elsewhere = run_script("merge_lora.sh", "in", "out", cwd=checkout, LLAVA_NEXT_DIR=str(checkout), PYTHON=str(old))
     assert "llava of the checkout" in elsewhere.stderr
 
 
