@@ -31,7 +31,13 @@ def checkout(tmp_path_factory):
 
 def run_script(name, *words, cwd=ROOT, **settings):
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "LLAVA_NEXT_DIR")}
-    environment |= {"PYTHON": sys.executable, "MODEL": "m", "STORIES": "s", "NUM_GPUS": "0", **settings}
+    environment |= {
+        "PYTHON": sys.executable,
+        "MODEL": "m",
+        "STORIES": "s",
+        "NUM_GPUS": str(int("train" not in name)),
+        **settings,
+    }
     command = ["bash", str(ROOT / "scripts" / name), *words]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
