@@ -116,13 +116,15 @@ def bias_sheet(output_dir: Path, skipped: Sequence[dict[str, Any]]) -> Sheet:
     run = read_run(output_dir)
     for judged in run.rows:
         by_kind.setdefault(judged.row.story_id.partition("/")[0], []).append(judged)
+    in_world = bool(by_kind.keys() & WORLD_KINDS)
     counts: dict[str, list[dict[str, Any]]] = {"yes": [], "no": []}
     for name, kind in (KINDS | WORLD_KINDS).items():
         if name in by_kind or name in KINDS:
-            counts[kind.expected].append({"kind": name, **count(kind.title, kind.expected, by_kind.get(name, []))})
+            right = kind.expected if in_world or name != "other_actor" else f"mostly {kind.expected}"
+            counts[kind.expected].append({"kind": name, **count(kind.title, right, by_kind.get(name, []))})
     lines: list[tuple[str, ...]] = []
     for expected, heading in (("no", "Must be No"), ("yes", "Must be Yes")):
-        members = [row for one in counts[expected] for row in by_kind.get(one["kind"], [])]
+        members = [row for one in counts[expected] if one["right"] == expected for row in by_kind.get(one["kind"], [])]
         counts[expected].append({"kind": f"all_{expected}", **count("together", expected, members)})
         lines += [(heading,), *(_line(one) for one in counts[expected])]
     facts = _judge_facts(output_dir)
@@ -131,6 +133,10 @@ def bias_sheet(output_dir: Path, skipped: Sequence[dict[str, Any]]) -> Sheet:
     notes = [
         "A judge without bias has 0 % in the upper part and 100 % in the lower; the interval is Wilson's. Unparsed "
         "answers count as No; unscored pairs are in no count.",
+        *([] if in_world else [
+            "Two actors of a video may take part in the same happening, told from two sides: such a pair may rightly "
+            "be Yes, so these pairs compare judges, and are not in the line \"together\"."
+        ]),
         *(f"{(KINDS | WORLD_KINDS)[kind].title}: {many} stories make no pair: {reason}."
           for (kind, reason), many in reasons.items()),
     ]  # fmt: skip
@@ -149,7 +155,7 @@ def _line(one: dict[str, Any]) -> tuple[str, ...]:
     rate = "–" if one["n"] == 0 else f"{100 * one['rate_of_yes']:.1f} %"
     interval = "–" if one["n"] == 0 else f"{100 * one['low_95']:.1f}–{100 * one['high_95']:.1f}"
     numbers = (str(one["n"]), str(one["yes"]), rate, interval, str(one["unparsed"]), str(one["unscored"]))
-    return (one["pairs"], one["right"].capitalize(), *numbers)
+    return (one["pairs"], one["right"].replace("no", "No").replace("yes", "Yes"), *numbers)
 
 
 def _judge_facts(output_dir: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from llava.imagechain.story import storyframes_features
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = '=HYPERLINK("http://x","<b>click</b>");+1'
 ACTORS = ("The man", "The woman")
+THINGS = "lamp bench chair table spoon bottle basket ladder guitar wheel pillow helmet".split()  # noqa: SIM905
 EXPORT = ("export", "--stories", "stories", "--output-dir", "out", "--runs", "runs/mllm", "runs/imagechain")
 
 
@@ -69,7 +70,7 @@ def exported(agreement):
 
 
 def reference(i):
-    return f"{ACTORS[i % 2]} is lifting box number {i}." if i else HOSTILE
+    return f"{ACTORS[i % 2]} is lifting {THINGS[i]} {i}." if i else HOSTILE
 
 
 def picture(i):
@@ -270,9 +271,10 @@ def test_a_judge_that_always_says_yes_is_found_out(work, server, judge_bias):
     found = {one["kind"]: one for one in json.loads((work / "bias" / "bias.json").read_text())["pairs"]}
     # The hostile text has no auxiliary verb and two of its numbers' paraphrases are empty; the rest makes pairs.
     assert {kind: one["n"] for kind, one in found.items()} == {
-        "same": 12, "paraphrase": 9, "other_story": 12, "other_actor": 12, "negated": 11, "all_no": 35, "all_yes": 21,
+        "same": 12, "paraphrase": 9, "other_story": 12, "other_actor": 12, "negated": 11, "all_no": 23, "all_yes": 21,
     }  # fmt: skip
     assert all(one["rate_of_yes"] == 1.0 for one in found.values())
+    assert found["other_actor"]["right"] == "mostly no"  # and so not in all_no
     assert found["all_no"]["low_95"] > 0.85 and found["all_no"]["right"] == "no"
     asked = server.asked
     again = judge_bias(*flags)

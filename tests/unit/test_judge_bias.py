@@ -7,7 +7,7 @@ import pytest
 
 from eval.judge import load_judge
 from eval.judge.world import grammar
-from eval.judge_bias.pairs import KINDS, WORLD_KINDS, Told, make_pairs, negate
+from eval.judge_bias.pairs import KINDS, WORLD_KINDS, Told, differs, make_pairs, negate
 from eval.judge_bias.paraphrase import cleaned, read_paraphrases
 
 EXPECTED = {name: kind.expected for name, kind in (KINDS | WORLD_KINDS).items()}
@@ -96,6 +96,26 @@ def test_other_actor_is_of_the_same_video_and_overlaps_most():
     assert made == {"a": "The girl jumps.", "b": made["b"], "c": made["c"], "d": "The girl jumps."}
     assert {made["b"], made["c"]} <= {"The man runs.", "The girl jumps."}
     assert sorted(row["id"] for row in skipped) == ["e", "f"]
+
+
+@pytest.mark.parametrize(
+    "first, second, different",
+    [
+        ("The dog starts looking at the ball again.", "The dog starts looking towards the ball again.", False),
+        ("The lady drops the girl on the grey floor.", "The girl is dropped on the grey floor by the lady.", False),
+        ("The camera zooms out.", "the camera is zooming out", False),
+        ("The girl hugs the man.", "The person closes the microwave.", True),
+        ("A dog.", "A cat.", True),
+        ("The man in the red shirt kicks the ball in the park.", "A man in red kicks a ball in the park.", False),
+        (
+            "The man in the red shirt kicks the ball in the park.",
+            "The man in the red shirt kicks the box in the park.",
+            True,
+        ),
+    ],
+)
+def test_texts_differ_by_meaning_in_the_world_and_by_words_elsewhere(first, second, different):
+    assert differs(first, second) is differs(second, first) is different
 
 
 @pytest.mark.parametrize(
