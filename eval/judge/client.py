@@ -225,8 +225,8 @@ async def _check_server(settings: JudgeSettings, probe: Request) -> dict[str, st
         ) from None
     except OpenAIError as error:
         raise ServerError(
-            f"{where} does not answer ({_describe(error, secret)}): start it (for example `vllm serve "
-            f"{settings.model or 'MODEL'}`) or pass --base-url"
+            f"{where} does not answer ({_describe(error, secret)}): start it (scripts/eval/serve_judge.sh "
+            "starts one with vLLM) or pass --base-url"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ServerError(f"{where} answers, but not as an OpenAI-compatible server; check --base-url") from None
