@@ -23,7 +23,7 @@ from typing import Any
 from eval.agreement.sample import Candidate, KeyRow, by_stratum, candidates, draw, row_names, texts_sha256, weights
 from eval.runs import JUDGMENTS, PREDICTIONS, read_runs
 from llava.imagechain.config import option, parse_config, to_json
-from llava.imagechain.files import atomic_path, write_jsonl, write_text
+from llava.imagechain.files import atomic_path, sha256_json, write_jsonl, write_text
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import SPLIT_FOLDERS, Story, StoryFrames, clean_text, load_stories
 
@@ -159,7 +159,9 @@ def write_export(config: ExportConfig, items: Sequence[Candidate], drawn: Sequen
         old.unlink(missing_ok=True)
     shown: list[tuple[str, Candidate, Story]] = []
     lost: list[dict[str, Any]] = []
-    names = row_names(len(drawn), random.Random(f"names {config.seed}"))
+    # Another sample gets other names, so that its labels are never taken for this one's.
+    sample_sha256 = sha256_json([(item.story_id, item.pair_sha256) for item in drawn])
+    names = row_names(len(drawn), random.Random(f"{config.seed} {sample_sha256}"))
     for name, item in zip(names, tqdm(drawn, unit="picture", disable=None), strict=True):
         story: Story = frames[index[item.story_id]]
         data = picture(story.scenes[-1].frames, most=config.max_frames, height=config.frame_height)

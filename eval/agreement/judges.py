@@ -56,8 +56,12 @@ def read_judgments(files: Sequence[tuple[str | None, Path]]) -> Judgments:
     notes: list[str] = []
     for given, path in files:
         rows = read_jsonl(path)
-        scored = [row for row in rows if row.get("verdict") in ("yes", "no") and _item(row)]
-        names = sorted({str(row.get("judge")) for row in scored})
+        scored = [
+            (item, row["verdict"] == "yes", str(row.get("judge") or path.stem))
+            for row in rows
+            if row.get("verdict") in ("yes", "no") and (item := _item(row))
+        ]
+        names = sorted({name for _, _, name in scored})
         if given is None and len(names) > 1:
             raise ValueError(f"{path}: one judge was wanted, found {', '.join(names)}; name the file: NAME={path}")
         if len(scored) < len(rows) or not rows:
@@ -65,8 +69,7 @@ def read_judgments(files: Sequence[tuple[str | None, Path]]) -> Judgments:
         if not scored:
             continue
         known = labels.setdefault(given or names[0], {})
-        for row in scored:
-            item, verdict = _item(row), row["verdict"] == "yes"
+        for item, verdict, _ in scored:
             if known.setdefault(item, verdict) != verdict and given is None:
                 raise ValueError(
                     f"{path}: judge {names[0]!r} says both Yes and No to the same texts (story {item[0]}) in these "
@@ -79,9 +82,9 @@ def read_judgments(files: Sequence[tuple[str | None, Path]]) -> Judgments:
     return Judgments(judges=raters, videos=videos, notes=tuple(notes))
 
 
-def _item(row: Mapping[str, object]) -> Item:
+def _item(row: Mapping[str, object]) -> Item | None:
     story_id, pair = row.get("id"), row.get("pair_sha256")
-    return (story_id, pair) if isinstance(story_id, str) and isinstance(pair, str) else ("", "")
+    return (story_id, pair) if isinstance(story_id, str) and isinstance(pair, str) else None
 
 
 def _videos(path: Path) -> dict[Item, str]:
@@ -110,9 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"verdicts of two judges were wanted, found {[judge.name for judge in judgments.judges]}; files of "
                 "different judges that call themselves the same are told apart by NAME=FILE"
             )
+        agreements = compare_judges(judgments, config.seed)
+        if not any(one.n for one in agreements):
+            raise ValueError(
+                "the judges have no prediction in common; the same stories with the same texts were wanted"
+            )
         paths = [path for _, path in files]
         with run_manifest(config.output_dir, config=to_json(config), inputs=paths, name="agreement_run.json"):
-            sheet = agreement_sheet(compare_judges(judgments, config.seed), notes=judgments.notes)
+            sheet = agreement_sheet(agreements, notes=judgments.notes)
             written = write_tables(config.output_dir / "agreement", sheet)
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)

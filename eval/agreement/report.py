@@ -116,6 +116,8 @@ def summary_notes(people_rates: Sequence[dict[str, Any]], skipped: Sequence[dict
     lines = [
         f"{one['rater']} ({one['kind']}): {one['labels']} labels, Yes to {percent(one['yes'])} of them; weighted, to "
         f"{percent(one['yes_weighted'])} ({percent_interval(one['yes_weighted'])}) of all predictions of the runs."
+        if one["labels"]
+        else f"{one['rater']} ({one['kind']}): no usable label."
         for one in people_rates
     ]
     reasons = Counter((row["rater"], row["reason"]) for row in skipped)

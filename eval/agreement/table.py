@@ -91,7 +91,7 @@ def _lines(one: Agreement) -> list[tuple[str, ...]]:
         percent_interval(one.agreement),
         _number_interval(one.kappa),
         _number_interval(one.weighted_kappa),
-        *(f"{percent(one.shares[name])} ({percent_interval(one.shares[name])})" for name in CELLS),
+        *(f"{percent(made)} ({percent_interval(made)})" if one.n else "–" for made in one.shares.values()),
     )
     return [value, interval]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import simrate
+from eval.judge import load_judge
 from eval.judge.cache import default_cache_path
 from eval.judge.client import ServerError
 from eval.judge_bias.pairs import KINDS, WORLD_KINDS, Pair, Told, make_pairs, to_paraphrase, told_of
@@ -178,6 +179,7 @@ def run(config: BiasConfig) -> int:
     """Make the pairs, have them judged, write the table; return the exit status."""
     if bool(config.paraphrase_base_url) != bool(config.paraphrase_model):
         raise ConfigError("--paraphrase-base-url and --paraphrase-model are wanted together")
+    load_judge(config.judge)  # a wrong one is found out before anything is written
     told = told_of(load_stories(config.stories, config.split, config.context))
     paraphrases, without = known_paraphrases(config, told)
     pairs, skipped = make_pairs(told, num=config.num, seed=config.seed, paraphrases=paraphrases)

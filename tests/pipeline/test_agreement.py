@@ -213,6 +213,13 @@ def test_wrong_input_is_refused_with_what_to_do(agreement, arguments, words):
     assert done.returncode == 2 and words in done.stderr
 
 
+def test_judgments_of_other_texts_or_without_ids_are_never_matched(work, agreement):
+    rows = [{"id": 3, "verdict": "yes"}, {"id": "s1", "verdict": "no", "pair_sha256": "of other texts"}]
+    (work / "strange.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = agreement("judges", "--output-dir", "r", "--judgments", MLLM, "strange.jsonl")
+    assert done.returncode == 2 and "no prediction in common" in done.stderr
+
+
 def test_predictions_of_another_dataset_are_refused(work, agreement):
     path = work / "runs" / "mllm" / "predictions.jsonl"
     path.write_text(path.read_text().replace("lifting", "dropping").replace("=HYPERLINK", "=X"))
