@@ -8,6 +8,7 @@ end (exit status 1). Ctrl-C, or a kill, leaves everything resumable by the same 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -57,9 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def work(config: GridConfig, tasks: Sequence[Task], state: functools.partial[State], gpus: Sequence[str]) -> int:
     """Run the tasks and say how they ended."""
     output = places_of(config).output
-    with locked(output, shared=bool(config.only)) as lock:
+    with contextlib.ExitStack() as stack:
+        # Elements of job arrays share the folder, and have a lock of their own for each task.
+        locks = [stack.enter_context(locked(output, shared=bool(config.only)))]
+        if config.only:
+            folders = [output / "locks" / task.name.replace("/", "-") for task in tasks]
+            locks += [stack.enter_context(locked(folder)) for folder in folders]
         runner = Runner(
-            tasks, state, lock=lock, logs_dir=output / "logs", gpus=gpus, redo_changed=config.redo_changed,
+            tasks, state, locks=locks, logs_dir=output / "logs", gpus=gpus, redo_changed=config.redo_changed,
             expect=Costs(config).work,
         )  # fmt: skip
         outcomes = runner.run()

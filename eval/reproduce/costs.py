@@ -12,7 +12,7 @@ from typing import Any
 from eval.judge.base import Judge
 from eval.judge.cost import estimate as estimate_judge
 from eval.reproduce.grid import GridConfig
-from eval.reproduce.states import predict_job, train_groups
+from eval.reproduce.states import has_stories, is_model, predict_job, train_groups
 from eval.reproduce.tasks import Task
 
 BYTES_A_ROW = 750  # a prediction with its judgment
@@ -172,13 +172,3 @@ class Costs:
                 stories=len(numbers), gpu_hours=found.seconds / 3600, disk_bytes=BYTES_A_ROW * len(numbers)
             )
         return needs
-
-
-def is_model(folder: str | Path) -> bool:
-    """Tell whether a folder has a model's config."""
-    return (Path(folder) / "config.json").is_file()
-
-
-def has_stories(stories: str) -> bool:
-    """Tell whether stories are there; the published dataset counts as there."""
-    return Path(stories).is_dir() or not Path(stories).is_absolute()

@@ -85,7 +85,7 @@ class Runner:
     Args:
         tasks: In an order in which each stands after what it needs.
         state_of: Reads a task's state from disk.
-        lock: The open lock file of the output folder.
+        locks: Open lock files, which the tasks inherit.
         logs_dir: Folder of the logs.
         gpus: Numbers of the GPUs; without any, one task at a time.
         redo_changed: Make anew what is there with other settings.
@@ -97,13 +97,13 @@ class Runner:
         tasks: Sequence[Task],
         state_of: Callable[[Task], State],
         *,
-        lock: IO[str],
+        locks: Sequence[IO[str]],
         logs_dir: Path,
         gpus: Sequence[str] = (),
         redo_changed: bool = False,
         expect: Callable[[Task], float | None] = lambda task: None,
     ) -> None:
-        self.tasks, self.state_of, self.lock, self.logs_dir = list(tasks), state_of, lock, logs_dir
+        self.tasks, self.state_of, self.locks, self.logs_dir = list(tasks), state_of, tuple(locks), logs_dir
         self.free, self.gpus, self.redo_changed, self.expect = list(gpus), tuple(gpus), redo_changed, expect
         self.outcomes: dict[str, Outcome] = {}
         self.running: list[Running] = []
@@ -196,7 +196,7 @@ class Runner:
             file.flush()
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-                start_new_session=True, pass_fds=(self.lock.fileno(),), preexec_fn=_follow_parent,
+                start_new_session=True, pass_fds=[lock.fileno() for lock in self.locks], preexec_fn=_follow_parent,
             )  # fmt: skip
         self.running.append(Running(task=task, process=process, gpus=taken, log=log, started=time.time()))
 

@@ -49,6 +49,8 @@ class State:
 
 def state_of(task: Task, *, judge_file: Path | None = None) -> State:
     """Read a task's state from disk; no weight is loaded and nothing is written."""
+    if task.settings.get("stories") == "":
+        return State(kind="left out", detail="no stories split the other way are given (--other-split)")
     try:
         if task.kind == "train":
             return _train_state(task)
@@ -131,6 +133,16 @@ def _words(value: Any) -> Any:
     return [str(item) for item in value] if isinstance(value, (list, tuple)) else str(value)
 
 
+def is_model(folder: str | Path) -> bool:
+    """Tell whether a folder has a model's config."""
+    return (Path(folder) / "config.json").is_file()
+
+
+def has_stories(stories: str) -> bool:
+    """Tell whether stories are there; the published dataset counts as there."""
+    return Path(stories).is_dir() or not Path(stories).is_absolute()
+
+
 def train_groups(task: Task) -> Any:
     """Return the settings of a training as its command would read them.
 
@@ -166,7 +178,7 @@ def _train_state(task: Task) -> State:
     from llava.imagechain.checkpoint import is_adapter, last_checkpoint
 
     settings = task.settings
-    if not Path(settings["model_name_or_path"], "config.json").is_file():
+    if not (is_model(settings["model_name_or_path"]) and has_stories(settings["stories"])):
         return State(kind="missing")
     try:
         groups = train_groups(task)

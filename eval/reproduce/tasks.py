@@ -87,14 +87,13 @@ class Places:
     output: Path
     model: Path
     stories: str
+    other_split: str | None
     mementos: Path | None
     features: Path | None
 
     def of(self, ablation: Ablation | None) -> str:
-        """Return the stories of a cell."""
-        if ablation and ablation.split_by:
-            return str(self.output / f"storyframes-{ablation.split_by}")
-        return absolute(ablation.stories) if ablation and ablation.stories else self.stories
+        """Return the stories of a cell; nothing when they are not given."""
+        return (self.other_split or "") if ablation and ablation.other_split else self.stories
 
     def training(self, cell: Cell) -> Path:
         """Return the checkpoint that a cell uses."""
@@ -111,12 +110,19 @@ def places_of(config: GridConfig) -> Places:
     output = config.output_dir.expanduser().resolve()
     features = output / "features" if config.feature_cache else None
     if config.world:
-        return Places(output=output, model=output / "base", stories=str(output / "storyframes"),
-                      mementos=output / "mementos" / "data", features=features)  # fmt: skip
+        return Places(
+            output=output,
+            model=output / "base",
+            stories=str(output / "storyframes"),
+            other_split=str(output / "storyframes-by-story"),
+            mementos=output / "mementos" / "data",
+            features=features,
+        )
     assert config.model is not None and config.stories is not None
+    other = absolute(config.other_split) if config.other_split else None
     mementos = config.mementos.expanduser().resolve() if config.mementos else None
-    return Places(output=output, model=config.model.expanduser().resolve(), stories=absolute(config.stories),
-                  mementos=mementos, features=features)  # fmt: skip
+    model, stories = config.model.expanduser().resolve(), absolute(config.stories)
+    return Places(output=output, model=model, stories=stories, other_split=other, mementos=mementos, features=features)
 
 
 def tasks_of(config: GridConfig, *, bf16: bool = False) -> list[Task]:
@@ -185,9 +191,8 @@ def world_tasks(config: GridConfig, places: Places) -> list[Task]:
             Task(name="prepare/mementos", stage="prepare", kind="made", module="stories.world.mementos", folder=data,
                  settings={"world": str(world), "output_dir": str(data)}, needs=("prepare/world",))
         )  # fmt: skip
-    if "ablations" in config.results:
-        splits = {a.split_by for a in ablations_of(config) if a.split_by}
-        tasks += [build(split, str(places.output / f"storyframes-{split}")) for split in sorted(splits)]
+    if "ablations" in config.results and any(ablation.other_split for ablation in ablations_of(config)):
+        tasks.append(build("story", str(places.other_split)))
     return tasks
 
 

@@ -35,10 +35,9 @@ reproduce() {
     : "${GRID:=$root/configs/reproduce/paper.yaml}" "${OUTPUT:=runs/reproduce}"
   fi
   local command=("$PYTHON" -m eval.reproduce)
-  local file files
+  local files
   read -r -a files <<<"$GRID"
-  command+=(--config)
-  for file in "${files[@]}"; do command+=("$file"); done
+  command+=(--config "${files[@]}" ${ABLATIONS:+"$ABLATIONS"})
   ((!${#results[@]})) || command+=(--results "${results[@]}")
   [[ -z "${MODEL:-}" ]] || command+=(--model "$MODEL")
   [[ -z "${STORIES:-}" ]] || command+=(--stories "$STORIES")
