@@ -95,6 +95,7 @@ class Sheet:
             "judge": judge.settings.name,
             "pair_sha256": row.pair_sha256,
             "key": key,
+            "request": judge.request_key(row.reference, row.prediction),
         }
 
 
@@ -133,6 +134,8 @@ def known_answers(
         another judge, model, prompt or revision.
     """
     counts: collections.Counter[str] = collections.Counter()
+    # Who names no revision takes what is in the folder, of whichever revision.
+    field = "key" if judge.settings.revision else "request"
     for sheet in sheets:
         pairs = {row.pair_sha256 for row in sheet.rows}
         wanted = {judge.key(row.reference, row.prediction): row for row in sheet.rows}
@@ -140,8 +143,8 @@ def known_answers(
         earlier = sheet.folder / JUDGMENTS
         if config.resume and not config.overwrite and earlier.is_file():
             for old in read_jsonl(earlier):
-                if old.get("key") in known and isinstance(old.get("answer"), str):
-                    sheet.answers[old["key"]] = old["answer"]
+                if (key := old.get(field, old.get("key"))) in known and isinstance(old.get("answer"), str):
+                    sheet.answers[str(key)] = old["answer"]
                 elif old.get("pair_sha256") in pairs and isinstance(old.get("answer"), str):
                     counts["others"] += 1
         if judge.settings.answers_from == "server":

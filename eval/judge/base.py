@@ -102,12 +102,16 @@ class Judge:
             "max_tokens": settings.max_tokens,
         }
 
+    def request_key(self, reference: str, prediction: str) -> str:
+        """Return the SHA-256 of this comparison's request, whichever revision of the model answers."""
+        if self.settings.answers_from == "server":
+            return sha256_json(self.request(reference, prediction))
+        return sha256_json({"judge": self.settings.name, "reference": reference, "prediction": prediction})
+
     def key(self, reference: str, prediction: str) -> str:
         """Return the SHA-256 under which the answer to this comparison is kept."""
-        if self.settings.answers_from == "server":
-            request, revision = self.request(reference, prediction), self.settings.revision
-            return sha256_json({**request, "revision": revision} if revision else request)
-        return sha256_json({"judge": self.settings.name, "reference": reference, "prediction": prediction})
+        request, revision = self.request_key(reference, prediction), self.settings.revision
+        return sha256_json([request, revision]) if revision else request
 
     def local_answer(self, reference: str, prediction: str) -> str:
         """Return the answer of a judge that asks no server."""

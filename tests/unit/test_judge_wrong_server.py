@@ -340,6 +340,12 @@ def test_answers_of_another_revision_are_not_used(tmp_path, server, judge_run, m
     judge_run()
     assert len(server.asked) == 2
     assert [entry["revision"] for entry in facts(tmp_path)["asked"]] == ["one", "two"]
+    judge_run("--revision", "one")  # kept in the cache all the time
+    monkeypatch.delenv("JUDGE_REVISION")
+    judge_run("--cache", "off")  # no revision named: what is in the folder does
+    assert len(server.asked) == 2
+    judge_run("--cache", "off", "--revision", "two")
+    assert len(server.asked) == 3
 
 
 def test_the_environment_names_the_server_and_flags_win(tmp_path, server, judge_run, monkeypatch):
