@@ -38,11 +38,16 @@ MARKER = "engine.json"  # says which checkpoint an exported folder was made from
 IN_FLIGHT = 256  # stories that vLLM holds at a time; their scene tokens lie in memory
 
 
+def vllm_is_installed() -> bool:
+    """Tell whether vLLM is there, without loading it."""
+    return importlib.util.find_spec("vllm") is not None
+
+
 def find_problems(checkpoint: Path) -> list[str]:
     """Return why vLLM cannot run here, or cannot run a checkpoint; nothing is loaded for it."""
     from llava.imagechain.export_hf import obstacles
 
-    if importlib.util.find_spec("vllm") is None:
+    if not vllm_is_installed():
         return ["backend: vllm is not installed; pip install 'imagechain[vllm]', or use --backend hf"]
     if not (checkpoint / "config.json").is_file():
         return []  # said elsewhere
