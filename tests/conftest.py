@@ -9,6 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# The checkout is for tests/overlay alone: scripts that other tests call run this folder's llava.
+if "LLAVA_NEXT_DIR" in os.environ:
+    os.environ["OVERLAY_CHECKOUT"] = os.path.abspath(os.environ.pop("LLAVA_NEXT_DIR"))
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -58,9 +58,11 @@ def run_checks():
 @pytest.fixture(scope="session")
 def unmodified(tmp_path_factory):
     """A copy of the checkout as it is without the overlay."""
-    source = os.environ.get("LLAVA_NEXT_DIR")
+    source = os.environ.get("OVERLAY_CHECKOUT")  # what tests/conftest.py was given as LLAVA_NEXT_DIR
     if not source:
         pytest.skip("LLAVA_NEXT_DIR is not set to a LLaVA-NeXT checkout")
+    if not (Path(source) / "llava/model/llava_arch.py").is_file():
+        pytest.fail(f"LLAVA_NEXT_DIR={source} is not a LLaVA-NeXT checkout")
     copy = tmp_path_factory.mktemp("checkouts") / "unmodified"
     for part in PARTS:
         ignored = shutil.ignore_patterns("__pycache__")
