@@ -204,22 +204,22 @@ def test_two_processes_on_one_folder_judge_it_once(tmp_path, server):
 
 
 WRITER = """
-import sys
+import json, sys
 from eval.judge.cache import AnswerCache
 cache = AnswerCache(sys.argv[1])
-for i in range(400):
-    kept = cache.put(f"key {i}", sys.argv[2], "model")
-    assert kept in ("first", "second") and kept == cache.get_many([f"key {i}"])[f"key {i}"]
+print(json.dumps([cache.put(f"key {i}", sys.argv[2], "model") for i in range(400)]))
 """
 
 
 def test_processes_that_write_one_cache_at_once_agree_on_every_answer(tmp_path):
     path = tmp_path / "cache.sqlite"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), name]) for name in ("first", "second")]
-    assert [process.wait(60) for process in writers] == [0, 0]
+    command = [sys.executable, "-c", WRITER, str(path)]
+    writers = [subprocess.Popen([*command, name], stdout=subprocess.PIPE) for name in ("first", "second")]
+    first, second = (json.loads(process.communicate(timeout=60)[0]) for process in writers)
     cache = AnswerCache(path)
     answers = cache.get_many(f"key {i}" for i in range(400))
-    assert len(answers) == 400 and set(answers.values()) <= {"first", "second"}
+    assert first == second == list(answers.values())
+    assert cache.put("key 0", "third", "model") == first[0]
     cache.close()
 
 
