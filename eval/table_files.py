@@ -17,7 +17,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "–": "--", "—": "---", "−": r"$-$", "±": r"$\pm$", "×": r"$\times$",
+    "|": r"\textbar{}", '"': "''", "–": "--", "—": "---", "−": r"$-$", "±": r"$\pm$", "×": r"$\times$",
     "≤": r"$\leq$", "≥": r"$\geq$", "Δ": r"$\Delta$", "κ": r"$\kappa$", "α": r"$\alpha$", "…": r"\ldots{}",
 }  # fmt: skip
 
@@ -123,6 +123,7 @@ def to_latex(sheet: Sheet, label: str) -> str:
         label: Becomes \\label{tab:...}.
     """
     width = len(sheet.columns)
+    caption = re.sub(r"^Table \d+: ", "", sheet.title)  # LaTeX counts by itself
     lines = [
         r"% \usepackage{booktabs,adjustbox}",
         r"\begin{table*}[t]",
@@ -144,7 +145,7 @@ def to_latex(sheet: Sheet, label: str) -> str:
         else:
             lines += [r"\addlinespace"] if grouped and number and len(sheet.rows[number - 1]) > 1 else []
             lines.append(_tex_row(row))
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}", rf"\caption{{{_tex(sheet.title)}}}"]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}", rf"\caption{{{_tex(caption)}}}"]
     lines.append(rf"\label{{tab:{''.join(c for c in label if c.isalnum() or c == '-')}}}")
     if sheet.notes:
         lines += [
@@ -160,4 +161,6 @@ def _tex_row(cells: Sequence[str]) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(letter, letter) for letter in " ".join(text.split()))
+    text = re.sub(r"(?<!\S)-(?=\d)", "−", " ".join(text.split()))
+    # After the end of a row, [ and * would be read as its options.
+    return ("{}" if text.startswith(("[", "*")) else "") + "".join(TEX.get(letter, letter) for letter in text)

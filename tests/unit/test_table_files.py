@@ -61,6 +61,17 @@ def test_latex_texts_run_no_command():
     assert r"\label{tab:t1}" in text
 
 
+def test_latex_counts_tables_by_itself_and_sets_minus_signs():
+    shown = Sheet(title="Table 2: Gains", columns=("a", "b"), rows=(("C4-6", "-1.5 to -0.5"),), notes=(), data=None)
+    text = to_latex(shown, "t")
+    assert r"\caption{Gains}" in text and "C4-6 & $-$1.5 to $-$0.5" in text
+
+
+@pytest.mark.parametrize("cell", ["[3pt]", "* star"])
+def test_a_first_cell_is_no_option_of_the_row_before_it(cell):
+    assert "{}" + cell in to_latex(sheet(("a", "1"), (cell, "2")), "t")
+
+
 def test_latex_has_booktabs_rules_and_as_many_cells_as_columns():
     text = to_latex(sheet(("a", "18.30 (95/519)"), ("– 95 % interval", "15.2 to 21.9"), ("b", "–")), "table1")
     for word in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lr}", r"\quad 95 \% interval & 15.2 to"):
