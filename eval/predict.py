@@ -141,10 +141,11 @@ def answers(
     config = job.config
     batches = batches_by_length(examples.plans, pending, config.batch_size)
     if config.backend == "vllm" and batches:
-        from eval.vllm_backend import generate_with_vllm
+        from eval.vllm_backend import generate_with_vllm, keep_vision_only, start_engine
 
-        _, dtype = device_and_dtype(config)
-        return generate_with_vllm(job, loaded, examples, batches, dtype)
+        keep_vision_only(loaded.model)
+        engine = start_engine(job, device_and_dtype(config)[1], examples.settings.max_length)
+        return generate_with_vllm(engine, job, loaded, examples, batches)
     return generate(
         loaded.model, loaded.tokenizer, examples, batches,
         max_new_tokens=config.max_new_tokens, num_workers=config.num_workers,

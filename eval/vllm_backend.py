@@ -11,6 +11,7 @@ Shape letters: S scenes of a story, N tokens per scene, D embedding size.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import logging
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from eval.generation import Generated, PromptExamples
-    from eval.predict_job import Job, PredictConfig
+    from eval.predict_job import Job
     from llava.imagechain.checkpoint import LoadedModel
     from llava.imagechain.data import Plan
 
@@ -88,12 +89,20 @@ def exported_folder(job: Job, dtype: str) -> Path:
     return folder
 
 
-def start_engine(folder: Path, config: PredictConfig, dtype: str, max_length: int, **more: Any) -> Any:
-    """Start vLLM on an exported folder.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A started vLLM."""
+
+    llm: Any
+    image_id: int  # stands for a scene's tokens in a prompt
+    numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)  # vLLM numbers requests from 0
+
+
+def start_engine(job: Job, dtype: str, max_length: int, **more: Any) -> Engine:
+    """Start vLLM on the exported checkpoint.
 
     Args:
-        folder: The exported model.
-        config: Settings of the run.
+        job: The run.
         dtype: Type of the weights.
         max_length: Most positions of prompt and answer.
         **more: Further arguments of `vllm.LLM`.
@@ -107,48 +116,39 @@ def start_engine(folder: Path, config: PredictConfig, dtype: str, max_length: in
         import vllm
     except Exception as error:  # it imports CUDA, torchvision and more, each failing in its own way
         raise ConfigError(f"backend: vllm cannot be imported: {type(error).__name__}: {error}") from error
+    folder = exported_folder(job, dtype)
     settings = {
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "gpu_memory_utilization": config.gpu_memory,
-        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": job.config.tensor_parallel_size,
+        "gpu_memory_utilization": job.config.gpu_memory,
+        "enforce_eager": job.config.enforce_eager,
         "enable_mm_embeds": True,
         "limit_mm_per_prompt": {"image": 0},  # of images that it would encode itself; embeddings are not counted
         "mm_processor_cache_gb": 0,  # a scene hardly comes back, and what starts alike is found by the prefix cache
         "generation_config": "vllm",  # none of the folder's: decoding is said with every prompt
     }
     try:
-        return vllm.LLM(model=str(folder), dtype=dtype, max_model_len=max_length, **{**settings, **more})
+        llm = vllm.LLM(model=str(folder), dtype=dtype, max_model_len=max_length, **{**settings, **more})
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise ConfigError(
             f"backend: vllm {vllm.__version__} did not start (0.32 is what is tested), see its messages above. {reason}"
         ) from error
+    return Engine(llm=llm, image_id=int(read_json(folder / "config.json")["image_token_index"]))
 
 
 def generate_with_vllm(
-    job: Job, loaded: LoadedModel, examples: PromptExamples, batches: Sequence[Sequence[int]], dtype: str
+    engine: Engine, job: Job, loaded: LoadedModel, examples: PromptExamples, batches: Sequence[Sequence[int]]
 ) -> Iterator[list[Generated]]:
-    """Start vLLM and run batches through it, greedily; the answers come as they are finished, not batch by batch."""
-    folder = exported_folder(job, dtype)
-    image_id = int(read_json(folder / "config.json")["image_token_index"])
-    keep_vision_only(loaded.model)
-    llm = start_engine(folder, job.config, dtype, examples.settings.max_length)
-    return _generate(job, loaded, examples, batches, (llm, image_id))
-
-
-def _generate(
-    job: Job, loaded: LoadedModel, examples: PromptExamples, batches: Sequence[Sequence[int]], engine: tuple[Any, int]
-) -> Iterator[list[Generated]]:
+    """Run batches through vLLM, greedily; the answers come as they are finished, not batch by batch."""
     from vllm import SamplingParams
 
     from eval.generation import as_text, read_batches
 
-    llm, image_id = engine
+    llm = engine.llm
     decoding = SamplingParams(
         temperature=0.0, max_tokens=job.config.max_new_tokens, stop_token_ids=[loaded.tokenizer.eos_token_id],
         detokenize=False,
     )  # fmt: skip
-    numbers = itertools.count()  # vLLM numbers its requests from 0
     waiting: dict[str, Plan] = {}
 
     def answers_until(most_waiting: int) -> Iterator[list[Generated]]:
@@ -159,8 +159,8 @@ def _generate(
     for unreadable, readable in read_batches(examples, batches, job.config.num_workers):
         yield unreadable
         if readable:
-            waiting |= {str(next(numbers)): plan for plan, _ in readable}
-            prompts = make_prompts(loaded.model, [example for _, example in readable], image_id)
+            waiting |= {str(next(engine.numbers)): plan for plan, _ in readable}
+            prompts = make_prompts(loaded.model, [example for _, example in readable], engine.image_id)
             llm.enqueue(prompts, decoding, use_tqdm=False)  # vLLM is a process of its own and begins at once
         yield from answers_until(IN_FLIGHT)
     yield from answers_until(0)

@@ -89,6 +89,6 @@ def test_the_benchmark_gives_a_row_a_lever_and_the_same_text(world, tmp_path):
     )  # fmt: skip
     assert result.returncode in (0, 1), result.stderr[-3000:]  # how fast a busy machine is cannot be a test
     rows = json.loads((tmp_path / "predict.json").read_text())["rows"]
-    assert len(rows) == 4 and rows[0]["speedup"] == 1
+    assert len(rows) == 5 and rows[0]["speedup"] == 1 and "lmms-eval" in rows[1]["row"]
     assert {row["same_text"] for row in rows} == {rows[0]["same_text"]} and rows[0]["same_text"] >= 4
     assert (tmp_path / "predict.md").read_text().count("|") > 20

@@ -27,8 +27,7 @@ import torch
 from eval.generation import answer_batch
 from eval.predict import load_model, make_examples, prepare
 from eval.predict_job import PredictConfig
-from eval.vllm_backend import exported_folder, make_prompts, start_engine
-from llava.imagechain.files import read_json
+from eval.vllm_backend import make_prompts, start_engine
 
 def main():
     model, stories, output = map(Path, sys.argv[1:])
@@ -45,11 +44,10 @@ def main():
     loaded.model.lm_head.forward = lambda states: wanted.append(decode(states)) or wanted[-1]
     for example in batch:
         answer_batch(loaded.model, loaded.tokenizer, [example], 1)
-    folder = exported_folder(job, "float32")
-    prompts = make_prompts(loaded.model, batch, read_json(folder / "config.json")["image_token_index"])
-    llm = start_engine(folder, config, "float32", 1024, logprobs_mode="raw_logits", max_logprobs=-1)
+    engine = start_engine(job, "float32", 1024, logprobs_mode="raw_logits", max_logprobs=-1)
+    prompts = make_prompts(loaded.model, batch, engine.image_id)
     from vllm import SamplingParams
-    found = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=1, logprobs=-1, detokenize=False),
+    found = engine.llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=1, logprobs=-1, detokenize=False),
                          use_tqdm=False)
     differences, lengths = [], []
     for ours, theirs, example, plan in zip(wanted, found, batch, examples.plans, strict=True):
