@@ -23,6 +23,7 @@ from llava.imagechain.features import DTYPES
 from llava.imagechain.files import read_json
 from llava.imagechain.labels import LOSS_ON
 from llava.imagechain.parts import trained_parts
+from llava.imagechain.quantized import bits_problems
 from llava.imagechain.story import CONTEXTS, HUB_DATASET
 from llava.imagechain.upstream_flags import NOT_SUPPORTED, VERSIONS, refusal
 from llava.imagechain.variants import get_variant
@@ -59,6 +60,9 @@ class ModelArguments:
     tune_mm_mlp_adapter: bool = _setting(False, "train the projector only")
     unfreeze_mm_vision_tower: bool = _setting(False, "train the vision tower, too")
     mm_tunable_parts: str | None = _setting(None, "what trains: mm_mlp_adapter, mm_vision_tower, mm_language_model")
+    bits: int = _setting(16, "of the frozen language model's weights: 4 and 8 by bitsandbytes, with lora_enable")
+    quant_type: str = _setting("nf4", "of 4 bits: nf4 or fp4")
+    double_quant: bool = _setting(True, "of 4 bits: quantize the scales, too")
     lora_vision_tower: bool = _setting(False, "adapters in the vision tower, too")
     vision_tower: str | None = _setting(None, "CLIP folder or hub name, to start from a plain language model")
     pretrain_mm_mlp_adapter: str | None = _setting(None, "mm_projector.bin of a first stage, to start from")
@@ -266,6 +270,7 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
     problems = []
     model.version = VERSIONS.get(model.version, model.version)
     problems += check_llava_json(groups) if data.data_path else []
+    problems += bits_problems(model, train)
     needed = [("model_name_or_path", model)] + ([] if data.data_path else [("stories", data), ("variant", data)])
     for name, what in needed:
         if not getattr(what, name):

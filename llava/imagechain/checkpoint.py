@@ -54,6 +54,7 @@ def load_checkpoint(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
+    quantization_config: Any = None,
 ) -> LoadedModel:
     """Load a full model folder, a LoRA folder or a checkpoint-N of a run; an adapter is added to the weights.
 
@@ -63,6 +64,7 @@ def load_checkpoint(
         device: Where the model goes; by default the GPU when there is one.
         dtype: Type of the weights; by default float16 on a GPU, float32 else.
         attn_implementation: "sdpa", "eager", "flash_attention_2"; by default what is there.
+        quantization_config: The library's, for weights of fewer bits.
 
     Returns:
         The model in evaluation mode, with the checkpoint's decisions in its config.
@@ -88,6 +90,7 @@ def load_checkpoint(
             torch_dtype=dtype or (torch.float16 if target.type == "cuda" else torch.float32),
             attn_implementation=attn_implementation or "flash_attention_2",
             multimodal=True,
+            **({"quantization_config": quantization_config} if quantization_config else {}),
         )
     except torch.cuda.OutOfMemoryError:
         raise

@@ -8,6 +8,7 @@ import torch
 
 from llava.imagechain.checkpoint import LORA_TARGETS, plain_name
 from llava.imagechain.config import ConfigError, nearest
+from llava.imagechain.quantized import num_values
 
 # LLaVA's names of the parts -> ours.
 TUNABLE = {
@@ -94,7 +95,7 @@ def trainable_table(model: torch.nn.Module) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         row = rows.setdefault(part_of(name), {"part": part_of(name), "parameters": 0, "trained": 0})
-        count = int(getattr(parameter, "ds_numel", parameter.numel()))
+        count = num_values(parameter)
         row["parameters"] += count
         row["trained"] += count * parameter.requires_grad
     return list(rows.values())

@@ -9,6 +9,7 @@ from typing import Any
 
 from llava.imagechain.decisions import asked_of, settle_decisions
 from llava.imagechain.files import read_json
+from llava.imagechain.quantized import quantization_config
 
 # Settings that are keys of the model's config, and what LLaVA takes where a plain language model has none.
 LAYOUT = {
@@ -32,8 +33,14 @@ def load_model(groups: Any) -> Any:
         loaded = _from_language_model(groups, dtype)
     else:
         loaded = load_checkpoint(
-            folder, device=settings.device, dtype=dtype, attn_implementation=model_arguments.attn_implementation
+            folder,
+            device=settings.device,
+            dtype=dtype,
+            attn_implementation=model_arguments.attn_implementation,
+            quantization_config=quantization_config(model_arguments, dtype),
         )
+        if model_arguments.bits != 16:  # what is saved is an adapter for the base as it is
+            del loaded.model.config.quantization_config
         set_layout(loaded.model.config, model_arguments, data)
         if model_arguments.pretrain_mm_mlp_adapter:
             body = loaded.model.get_model()

@@ -36,7 +36,7 @@ from llava.imagechain.arguments import (
 from llava.imagechain.config import ConfigError
 from llava.imagechain.data import ExampleSettings, StoryExamples, unreadable_stories
 from llava.imagechain.decisions import asked_of, decision, max_frames_per_scene, settle_decisions
-from llava.imagechain.distributed import leave_group
+from llava.imagechain.distributed import end_process, leave_group
 from llava.imagechain.files import read_json, sha256_json, sha256_model, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.story import StoryFrames, load_stories
@@ -342,6 +342,7 @@ def expected(groups: Groups, folder: str, examples: StoryExamples) -> str:
         checkpointing=settings.gradient_checkpointing,
         label_tokens=max((plan.num_labels for plan in examples.plans), default=0),
         tower_runs=data.feature_cache is None,
+        bits=model_arguments.bits,
     )
     return estimate(folder, examples.lengths, plan, frames=examples.num_frames(), tflops=settings.tflops).describe()
 
@@ -373,7 +374,7 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.exit(train())
+        end_process(train())
     except KeyboardInterrupt:
         print("python -m llava.train.train: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        end_process(130)
