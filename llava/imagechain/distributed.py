@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import logging
 import os
-import shutil
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -19,8 +22,6 @@ def deepspeed_problems(config: str) -> list[str]:
     problems = []
     if importlib.util.find_spec("deepspeed") is None:
         problems.append("deepspeed: the package is not installed; bash scripts/setup.sh train deepspeed")
-    elif not torch.cuda.is_available() and _world_size() > 1 and shutil.which("ninja") is None:
-        problems.append("deepspeed: without a GPU it compiles its communication and needs ninja on the PATH")
     if "RANK" not in os.environ:
         problems.append(
             "deepspeed: started without a launcher; use NUM_GPUS=1 bash scripts/train/imagechain.sh or "
@@ -41,6 +42,8 @@ def start_deepspeed_on_cpu() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
+    # Compiled on first use (a minute, and for ever behind the lock of a killed run); only inference calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 
@@ -51,12 +54,25 @@ def leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def end_process(status: int) -> NoReturn:
+    """End this process; one of several does so without taking the interpreter down.
+
+    The threads of the process group outlive `destroy_process_group` where something still refers to the group, as
+    DeepSpeed's parameters do. One of them that lets go of a tensor while the interpreter goes down wants its lock, is
+    ended inside C++ code that may not be left so, and the process aborts ("terminate called without an active
+    exception") although training is complete. multiprocessing ends its workers in the same way.
+    """
+    if "RANK" not in os.environ:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
 def zero3_is_on() -> bool:
     """Say whether parameters are partitioned over the processes (TrainingArguments with a ZeRO-3 config exist)."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     return bool(is_deepspeed_zero3_enabled())
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
