@@ -61,7 +61,7 @@ def _items(text: str, name: str) -> tuple[str, ...]:
         closing = text.find("]", opening)
         if closing < 0:
             raise ValueError(f"{name} has no closing bracket; the answer was cut off")
-        return tuple(_clean(item) for item in re.split(r"[,，\n]", text[opening:closing].strip("[ \t\r\n")))
+        return tuple(_clean(item) for item in re.split(r"[,，]\s*|\n", text[opening:closing].strip("[ \t\r\n")))
     lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("```")]
     bullets = [_BULLET.sub("", line) for line in lines if _BULLET.match(line)]
     if text.split("\n", 1)[0].strip():

@@ -128,7 +128,7 @@ def score_run(
 
 
 def _extractor(row: dict[str, Any]) -> str:
-    return " ".join(str(row[name]) for name in ("extractor", "model") if row.get(name))
+    return str(row.get("model") or row.get("extractor"))
 
 
 def _scored(

@@ -115,13 +115,19 @@ def table3_sheet(runs: Sequence[ScoredRun], benchmark: Benchmark, *, paper: bool
         if variant in printed.get("table3", {}):
             rows.append((f"{CONTINUED}paper", *_percent(printed["table3"][variant]), "", *blank))
     columns = ("Behaviour F1, %", *(domain.title for domain in DOMAINS.values()), "Overall", "unparsed", "unscored")
-    notes = (*_notes(runs, names, benchmark), *printed.get("notes", {}).get("table3", ()))
+    notes = _notes(runs, names, benchmark)
+    if paper:
+        notes.append(
+            "Printed numbers: keywords by the benchmark's own prompt, of gpt-4-1106-preview in its notebook (the paper "
+            "says GPT-4V). The extractor changes the numbers: the reference's words are extracted anew every time."
+        )
+        notes += printed["notes"]["table3"]
     return Sheet(
         title="Table 3: behaviour F1 on image sequences of the Mementos benchmark's format",
         columns=columns, rows=tuple(rows), notes=tuple(notes), records=tuple(records),
         data={
             "cells": records, "paper": {name: printed[name] for name in ("table3", "table3_others")} if paper else None,
-            "notes": list(notes), "runs": [_facts(name, run) for name, run in zip(names, runs, strict=True)],
+            "notes": notes, "runs": [_facts(name, run) for name, run in zip(names, runs, strict=True)],
         },
     )  # fmt: skip
 
@@ -216,6 +222,11 @@ def _notes(runs: Sequence[ScoredRun], names: Sequence[str], benchmark: Benchmark
             how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in run.showing.items())
             shown.setdefault(how, []).append(name)
     notes += [f"{', '.join(found)}: {how}." for how, found in shown.items()]
+    if len({run.showing.get("answer") for _, run in named if run.showing}) > 1:
+        notes.append(
+            "Some rows join one answer for each scene, others give one answer for the sequence: part of a difference is "
+            "how much they were asked to say (--earlier-text and --answer of eval.mementos.predict)."
+        )
     if skipped := [f"{name} {len(run.predictions.skipped)}" for name, run in named if run.predictions.skipped]:
         notes.append(f"Rows of predictions.jsonl that cannot be used: {', '.join(skipped)}.")
     return notes
