@@ -224,8 +224,8 @@ def _notes(runs: Sequence[ScoredRun], names: Sequence[str], benchmark: Benchmark
     notes += [f"{', '.join(found)}: {how}." for how, found in shown.items()]
     if len({run.showing.get("answer") for _, run in named if run.showing}) > 1:
         notes.append(
-            "Some rows join one answer for each scene, others give one answer for the sequence: part of a difference is "
-            "how much they were asked to say (--earlier-text and --answer of eval.mementos.predict)."
+            "Some rows join one answer for each scene, others give one answer for the sequence: part of a difference "
+            "is how much they were asked to say (--earlier-text and --answer of eval.mementos.predict)."
         )
     if skipped := [f"{name} {len(run.predictions.skipped)}" for name, run in named if run.predictions.skipped]:
         notes.append(f"Rows of predictions.jsonl that cannot be used: {', '.join(skipped)}.")
