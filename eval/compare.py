@@ -92,7 +92,7 @@ def _refuse_different_judges(a: RunFolder, b: RunFolder) -> None:
         raise ValueError(
             f"{' and '.join(unjudged)}: judged runs were wanted, found no judgments; run eval.simrate first"
         )
-    if a.judge != b.judge:
+    if a.judge != b.judge or a.mixed:
         raise ValueError(
             f"runs of one judge were wanted, found {a.judge} in {a.path} and {b.judge} in {b.path}; judge both "
             "with the same judge, model and prompt"

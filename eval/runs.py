@@ -63,6 +63,7 @@ class RunFolder:
     finished: bool  # False when its run.json says that predicting did not come to its end
     seed: int | None = None  # training seed of the checkpoint; None for a base model
     unusable: int = 0  # rows of predictions.jsonl that are malformed or repeat an id
+    mixed: bool = False  # its judgments are of several judges
 
     def by_id(self) -> dict[str, Judged]:
         """Return the rows by story id."""
@@ -136,25 +137,29 @@ def read_predictions(path: Path) -> tuple[list[Prediction], list[dict[str, Any]]
                 num_scenes=raw["num_scenes"],
                 prediction=_storable(raw["prediction"]),
                 reference=_storable(raw["reference"]),
-                dropped_scenes=int(raw.get("dropped_scenes") or 0),
-                video_name=str(raw["video_name"]) if raw.get("video_name") else None,
+                dropped_scenes=raw.get("dropped_scenes") or 0,
+                video_name=raw.get("video_name") or None,
             )
             kind = {name: raw.get(name) for name in ("variant", "train_context", "control", "seed")}
             shared += [kind] if kind not in shared else []
     if not rows:
-        raise ValueError(f"{path}: rows made by eval.predict were wanted, found {len(raw_rows)} rows, none usable")
+        why = f" (first: {skipped[0]['reason']})" if skipped else ""
+        raise ValueError(f"{path}: rows made by eval.predict were wanted, found {len(raw_rows)} rows, none usable{why}")
     if len(shared) > 1:
         raise ValueError(f"{path}: rows of one run were wanted, found {' and '.join(map(str, shared[:3]))}")
     return list(rows.values()), skipped, shared[0]
 
 
 def _wrong(raw: dict[str, Any]) -> str | None:
-    for name, kind in (("id", str), ("variant", str), ("prediction", str), ("reference", str), ("num_scenes", int)):
-        if not isinstance(raw.get(name), kind) or isinstance(raw.get(name), bool):
-            found = type(raw.get(name)).__name__ if name in raw else "nothing"
-            return f"{name}: {'a whole number' if kind is int else 'text'} was wanted, found {found}"
-    if (seed := raw.get("seed")) is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        return f"seed: a whole number or null was wanted, found {type(seed).__name__}"
+    """Say what keeps a row from being used: a field that is missing or of another kind."""
+    wanted = {"id": str, "variant": str, "prediction": str, "reference": str, "num_scenes": int}
+    optional = {"train_context": str, "control": str, "video_name": str, "seed": int, "dropped_scenes": int}
+    for name, kind in (wanted | optional).items():
+        value = raw.get(name)
+        if (name in optional and value is None) or (isinstance(value, kind) and not isinstance(value, bool)):
+            continue
+        words = f"{'a whole number' if kind is int else 'text'}{' or null' if name in optional else ''}"
+        return f"{name}: {words} was wanted, found {type(value).__name__ if name in raw else 'nothing'}"
     return None
 
 
@@ -190,6 +195,7 @@ def read_run(folder: Path) -> RunFolder:
         finished=not isinstance(run_json, dict) or run_json.get("status", "success") == "success",
         seed=shared["seed"],
         unusable=len(unusable),
+        mixed=len(names) > 1,
     )
 
 

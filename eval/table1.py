@@ -153,6 +153,8 @@ def run_notes(runs: Sequence[tuple[str, RunFolder]]) -> list[str]:
         notes.append(f"Unscored stories, run eval.simrate again: {shown}.")
     if skipped := [f"{title} {run.skipped}" for title, run in runs if run.skipped]:
         notes.append(f"Stories skipped at prediction (skipped.jsonl): {', '.join(skipped)}.")
+    if mixed := [f"{title} ({run.judge})" for title, run in runs if run.mixed]:
+        notes.append(f"Judged by several judges, run eval.simrate again: {', '.join(mixed)}.")
     if unusable := [f"{title} {run.unusable}" for title, run in runs if run.unusable]:
         notes.append(
             f"Rows of predictions.jsonl that are malformed or repeat an id are left out: {', '.join(unusable)}."

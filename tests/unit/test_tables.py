@@ -6,6 +6,7 @@ import json
 import pytest
 
 from eval import tables
+from eval.compare import compare
 from eval.runs import read_run
 from eval.stats import wilson
 from llava.imagechain.story import HUB_DATASET
@@ -329,3 +330,28 @@ def test_rows_of_two_seeds_in_one_file_and_a_seed_that_is_no_number_are_refused(
     assert "rows of one run were wanted" in capsys.readouterr().err
     path.write_text(text.replace('"seed": 1', '"seed": "1"', 1))
     assert len(read_run(run).rows) == 1 and read_run(run).unusable == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("train_context", ["c2"]), ("control", {"a": 1}), ("video_name", 3), ("dropped_scenes", "x"), ("seed", True)],
+)
+def test_a_field_of_another_kind_makes_a_row_unusable_and_is_counted(make_run, tmp_path, field, value):
+    run = make_run(tmp_path / "a", [(2, "yes")] * 3)
+    path = run / "predictions.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | {field: value}), *others]) + "\n")
+    status, out = run_tables(tmp_path, run)
+    assert status == 0 and cells_of(out)["C2"]["n"] == 2
+    assert "malformed or repeat an id are left out: ImageChain 1." in (out / "table1.md").read_text()
+
+
+def test_a_run_with_verdicts_of_several_judges_is_named(make_run, tmp_path):
+    run = make_run(tmp_path / "a", [(2, "yes")] * 3)
+    path = run / "judgments.jsonl"
+    path.write_text(path.read_text().replace('"judge": "world"', '"judge": "simrate"', 1))
+    _, out = run_tables(tmp_path, run)
+    text = (out / "table1.md").read_text()
+    assert "Judged by several judges, run eval.simrate again: ImageChain (simrate and world)." in text
+    with pytest.raises(ValueError, match="runs of one judge were wanted"):
+        compare(read_run(run), read_run(run))
