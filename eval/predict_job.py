@@ -74,7 +74,7 @@ class PredictConfig:
         None, help="vllm: folder of the exported model, made when missing; by default CHECKPOINT.hf-DTYPE beside it"
     )
     tensor_parallel_size: int = option(1, help="vllm: GPUs that share one language model", minimum=1)
-    gpu_memory: float = option(0.85, help="vllm: share of each GPU's memory that it takes for itself", minimum=0.01)
+    gpu_memory: float = option(0.85, help="vllm: share of each GPU's memory that it takes for itself")
     enforce_eager: bool = option(False, help="vllm: do not compile; starts faster, runs slower")
     num_shards: int | None = option(
         None, help="processes that share the split; by default those of torchrun or srun", minimum=1
@@ -169,6 +169,8 @@ def prepare(config: PredictConfig) -> Job:
         problems.append(str(error))
     if config.backend == "vllm":
         problems += find_problems(config.checkpoint)
+        if not 0 < config.gpu_memory <= 1:
+            problems.append(f"gpu_memory: a share above 0 and up to 1 was wanted, found {config.gpu_memory}")
     if problems or stories is None:
         raise ConfigError("\n  - ".join(["nothing was predicted:", *problems]) if len(problems) > 1 else problems[0])
     base = config.base or named_base(config.checkpoint)

@@ -141,6 +141,7 @@ def generate_with_vllm(
 ) -> Iterator[list[Generated]]:
     """Run batches through vLLM, greedily; the answers come as they are finished, not batch by batch."""
     from vllm import SamplingParams
+    from vllm.v1.engine.exceptions import EngineDeadError
 
     from eval.generation import as_text, read_batches
 
@@ -156,14 +157,17 @@ def generate_with_vllm(
             done = [output for output in llm.llm_engine.step() if output.finished]
             yield [as_text(loaded.tokenizer, waiting.pop(o.request_id), o.outputs[0].token_ids) for o in done]
 
-    for unreadable, readable in read_batches(examples, batches, job.config.num_workers):
-        yield unreadable
-        if readable:
-            waiting |= {str(next(engine.numbers)): plan for plan, _ in readable}
-            prompts = make_prompts(loaded.model, [example for _, example in readable], engine.image_id)
-            llm.enqueue(prompts, decoding, use_tqdm=False)  # vLLM is a process of its own and begins at once
-        yield from answers_until(IN_FLIGHT)
-    yield from answers_until(0)
+    try:
+        for unreadable, readable in read_batches(examples, batches, job.config.num_workers):
+            yield unreadable
+            if readable:
+                waiting |= {str(next(engine.numbers)): plan for plan, _ in readable}
+                prompts = make_prompts(loaded.model, [example for _, example in readable], engine.image_id)
+                llm.enqueue(prompts, decoding, use_tqdm=False)  # vLLM is a process of its own and begins at once
+            yield from answers_until(IN_FLIGHT)
+        yield from answers_until(0)
+    except EngineDeadError as error:
+        raise ConfigError("backend: vllm stopped, see its messages above; the predictions so far are kept") from error
 
 
 def make_prompts(model: Any, batch: Sequence[Mapping[str, Any]], image_id: int) -> list[dict[str, Any]]:
