@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import transformers
 from llava.imagechain.config import ConfigError, _read_yaml, nearest
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
-from llava.imagechain.distributed import deepspeed_problems, start_deepspeed_on_cpu
+from llava.imagechain.distributed import deepspeed_problems, has_bfloat16, start_deepspeed_on_cpu
 from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.features import DTYPES
 from llava.imagechain.files import read_json
@@ -28,6 +29,7 @@ from llava.imagechain.story import CONTEXTS, HUB_DATASET
 from llava.imagechain.upstream_flags import NOT_SUPPORTED, VERSIONS, refusal
 from llava.imagechain.variants import get_variant
 
+logger = logging.getLogger(__name__)
 # Settings with a fixed set of values.
 ALLOWED: dict[str, tuple[str, ...]] = {
     **DECISIONS,
@@ -213,6 +215,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
         except (ConfigError, argparse.ArgumentError) as error:
             problems.append(str(error).replace("argument ", ""))
             del merged[key]
+    if merged.get("bf16") in (["true"], ["True"], []) and not has_bfloat16():
+        merged["bf16"] = ["false"]
+        if os.environ.get("RANK", "0") == "0":
+            logger.warning("bf16: this machine's processors have no bfloat16; the run is in float32")
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", ["true"])
         merged.setdefault("dataloader_pin_memory", ["false"])

@@ -6,6 +6,7 @@ import atexit
 import importlib.util
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -30,6 +31,17 @@ def deepspeed_problems(config: str) -> list[str]:
     if not Path(config).is_file():
         problems.append(f"deepspeed: {config} is not a file; configs/deepspeed holds three to choose from")
     return problems
+
+
+def has_bfloat16() -> bool:
+    """Say whether the GPU, or without one the processor, computes in bfloat16 by itself; others crawl or fail."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
 
 
 def start_deepspeed_on_cpu() -> None:

@@ -152,6 +152,7 @@ def run_training(
     from transformers import set_seed
 
     from llava.imagechain.parts import prepare_model, trainable_table
+    from llava.imagechain.reporting import prepare_reporting
     from llava.imagechain.start import load_model
     from llava.imagechain.trainer import make_trainer
 
@@ -160,6 +161,7 @@ def run_training(
     examples, evaluation = make_examples(groups, variant, stories, loaded)
     set_seed(settings.seed)  # here, so that the adapters start the same whether features had to be computed or not
     model = prepare_model(loaded.model, model_arguments)
+    prepare_reporting(settings, resumed=checkpoint is not None)
     table = trainable_table(model)
     logger.info(format_table(table))
     trainer = make_trainer(
