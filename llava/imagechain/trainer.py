@@ -305,6 +305,7 @@ class StopGently(TrainerCallback):
         (Path(args.output_dir) / "stop").unlink(missing_ok=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
+        logger.info("training from step %d to %d; Ctrl-C stops with a checkpoint", state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for a checkpoint and the end of training, on all processes at the same step."""

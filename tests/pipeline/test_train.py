@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,9 +142,8 @@ def test_an_interrupt_saves_and_the_same_command_goes_on_to_the_same_end(straigh
         command(tiny_base, small_stories, output, *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     for line in process.stderr:
-        if line.startswith("projector"):  # the table of what trains: the first step is near
+        if "training from step 0 to 10" in line:  # from here on an interrupt waits for the step's end
             break
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 130
@@ -271,6 +269,15 @@ def test_too_many_unreadable_stories_stop_the_run_and_are_listed(tiny_base, smal
     assert row["id"] == rows[3]["story_id"]
     run(*arguments, "--max_skipped", "0.1")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped"] == 1
+
+
+def test_one_story_trains_and_what_leaves_none_is_an_error(tiny_base, small_stories, tmp_path):
+    run(tiny_base, small_stories, tmp_path / "one", "--limit", "1", "--num_train_epochs", "2")
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["steps"] == 2
+    short = ("--max_skipped", "1", "--model_max_length", "40")
+    done = run(tiny_base, small_stories, tmp_path / "long", *short, status=2)
+    assert "0 are left to train on (first reason: too long: " in done.stderr
+    assert "at most 40 were wanted" in done.stderr
 
 
 def test_the_script_prints_its_command_and_names_what_is_missing():

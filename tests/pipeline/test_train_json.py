@@ -55,6 +55,13 @@ def test_a_run_leaves_an_adapter_and_lists_what_it_skipped(tiny_base, samples, t
     assert json.loads((tmp_path / "run" / "run.json").read_text())["stories"]["image"]["stories"] == 3
 
 
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_base, samples, tmp_path):
+    text = run(tiny_base, samples, tmp_path / "run", "--dry_run", "true")
+    assert "data.json: 3 stories, 3 epochs, 2 steps of 2 (1 devices x 2 x 1), loss on answers" in " ".join(text.split())
+    assert "0 stories shortened, 0 skipped" in text
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_sample_trains_and_none_is_an_error(tiny_base, samples, tmp_path):
     run(tiny_base, samples[:1], tmp_path / "one")
     assert "0 are left to train on" in run(tiny_base, [], tmp_path / "none", status=2)
