@@ -3,8 +3,9 @@
 Launch: python -m eval.bench_judge --output-dir OUT
 
 Every row judges the same comparisons with the same prompt, and starts with an empty cache. Rounds are interleaved and
-the median is shown. A second run of each is timed too and must make no call. The exit status is 1 when judging at
-concurrency 32 is not at least 8 times as fast as the loop, when a second run calls, or when an answer differs.
+the median is shown, with the processor time of the client beside it: where the machine has other work, that bounds the
+rates at high concurrency. A second run of each is timed too and must make no call. The exit status is 1 when judging
+at concurrency 32 is not at least 8 times as fast as the loop, when a second run calls, or when an answer differs.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Row:
     """What was measured for one line of the table."""
 
     rates: list[float] = dataclasses.field(default_factory=list)  # comparisons per second
+    processor_ms: list[float] = dataclasses.field(default_factory=list)  # of the client, per comparison
     second_run_s: list[float] = dataclasses.field(default_factory=list)
     second_run_calls: int = 0
     answers: list[str] = dataclasses.field(default_factory=list)
@@ -122,9 +124,21 @@ def time_loop(judge: Judge, rows: list[dict[str, Any]], row: Row) -> None:
     peer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peer)
     pairs = [(one["reference"], one["prediction"]) for one in rows]
-    started = time.perf_counter()
+    started = clocks()
     row.answers = peer.judge_one_by_one(judge, pairs, "none")
-    row.rates.append(len(rows) / (time.perf_counter() - started))
+    take(row, len(rows), started)
+
+
+def clocks() -> tuple[float, float]:
+    """Return the time and the processor time of this process, in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def take(row: Row, rows: int, started: tuple[float, float]) -> None:
+    """Write down what so many comparisons took since `started`."""
+    wall, processor = clocks()
+    row.rates.append(rows / (wall - started[0]))
+    row.processor_ms.append(1000 * (processor - started[1]) / rows)
 
 
 def time_simrate(url: str, rows: list[dict[str, Any]], concurrency: int, row: Row) -> None:
@@ -133,13 +147,13 @@ def time_simrate(url: str, rows: list[dict[str, Any]], concurrency: int, row: Ro
         write_jsonl(Path(folder) / "predictions.jsonl", rows)
         command = ["--predictions", f"{folder}/predictions.jsonl", "--base-url", f"{url}/v1", "--model", MODEL]
         command += ["--concurrency", str(concurrency), "--cache", f"{folder}/cache.sqlite"]
-        started = time.perf_counter()
+        started = clocks()
         run_simrate(command)
-        row.rates.append(len(rows) / (time.perf_counter() - started))
+        take(row, len(rows), started)
         row.answers = [judgment["answer"] for judgment in read_jsonl(Path(folder) / "judgments.jsonl")]
-        calls, started = calls_of(url), time.perf_counter()
+        calls, started = calls_of(url), clocks()
         run_simrate(command)
-        row.second_run_s.append(time.perf_counter() - started)
+        row.second_run_s.append(clocks()[0] - started[0])
         row.second_run_calls += calls_of(url) - calls
 
 
@@ -171,17 +185,20 @@ def bench(config: BenchConfig) -> int:
                 logger.info("round %d: %s", number + 1, ", ".join(f"{row.rates[-1]:.1f}" for row in table.values()))
         facts = {name: run.facts["packages"].get(name) for name in ("python", "openai")}
         facts |= {"commit": run.facts["git_revision"], "cpus": os.cpu_count()}
+        facts["processes running or waiting, mean of 5 minutes"] = round(os.getloadavg()[1], 1)
     return report(config, facts, table)
 
 
 def report(config: BenchConfig, facts: dict[str, Any], table: dict[str, Row]) -> int:
     """Print and write the table; 1 when the aim is missed."""
     base = statistics.median(table[LOOP].rates)
-    lines = ["| row | comparisons/s | speed | second run, s | its calls |", "| --- | ---: | ---: | ---: | ---: |"]
+    columns = ("row", "comparisons/s", "speed", "processor ms each", "second run, s", "its calls")
+    lines = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
     for name, row in table.items():
         rate = statistics.median(row.rates)
         second = f"{statistics.median(row.second_run_s):.2f} | {row.second_run_calls}" if row.second_run_s else "- | -"
-        lines.append(f"| {name} | {rate:.1f} | {rate / base:.2f}x | {second} |")
+        work = statistics.median(row.processor_ms)
+        lines.append(f"| {name} | {rate:.1f} | {rate / base:.2f}x | {work:.2f} | {second} |")
     facts |= {"rows": config.rows, "answer_ms": config.answer_ms, "rounds": config.rounds}
     lines += ["", ", ".join(f"{name} {value}" for name, value in facts.items())]
     rows = [{"row": name, **dataclasses.asdict(row)} for name, row in table.items()]
