@@ -91,13 +91,17 @@ def make_processor(tokenizer: Any, image_processor: Any, tower: Any, scene_aspec
 
 
 def save_processor(processor: Any, folder: Path) -> None:
-    """Save a processor so that transformers 4.45 and newer open it: 5.x alone writes what only 5.x reads."""
+    """Save a processor so that transformers 4.45 and newer read the same from it, whichever version writes it."""
+    from transformers import AutoTokenizer
+
     processor.save_pretrained(str(folder))
     settings = read_json(folder / "processor_config.json")
-    if image_settings := settings.pop("image_processor", None):
+    if image_settings := settings.pop("image_processor", None):  # 5.x puts it where 4.x does not look
         owner = {"processor_class": type(processor).__name__}
         write_json(folder / "preprocessor_config.json", {**image_settings, **owner})
-        write_json(folder / "processor_config.json", settings)
+    write_json(folder / "processor_config.json", {"num_additional_image_tokens": 1, **settings})
+    if not (folder / "tokenizer.json").is_file():  # 4.x saved sentencepiece's file alone, which 5.x reads otherwise
+        AutoTokenizer.from_pretrained(str(folder)).save_pretrained(str(folder))
     words = read_json(folder / "tokenizer_config.json")
     if isinstance(special := words.get("extra_special_tokens"), list):
         del words["extra_special_tokens"]
