@@ -1,0 +1,114 @@
+"""The grid file: which cells and tasks follow from it, and what is said about a wrong one."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval.reproduce.grid import GridConfig, ablations_of, cells_of, check
+from eval.reproduce.tasks import flags, tasks_of
+from llava.imagechain.config import ConfigError, build_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def grid(tmp_path, *names, **more):
+    layers = [yaml.safe_load((ROOT / "configs/reproduce" / f"{name}.yaml").read_text()) for name in names]
+    places = {name: str(tmp_path / name) for name in ("model", "mementos")} if "world" not in names else {}
+    for place in places.values():
+        Path(place).mkdir(exist_ok=True)
+    stories = {} if "world" in names else {"stories": str(tmp_path / "stories")}
+    return build_config(GridConfig, [*layers, {"output_dir": str(tmp_path / "out")} | places | stories | more])
+
+
+@pytest.mark.parametrize("name", ["paper", "world"])
+def test_the_grid_is_sixteen_trainings(tmp_path, name):
+    config = grid(tmp_path, name)
+    check(config)
+    trainings = [task.name for task in tasks_of(config) if task.kind == "train"]
+    variants = ("mllm_ft", "visual_context", "final_scene", "imagechain")
+    assert sorted(trainings) == sorted(f"train/{v}-{c}-seed0" for v in variants for c in ("c2_7", "c2", "c3", "c4_7"))
+
+
+def test_every_task_stands_after_what_it_needs(tmp_path):
+    seen = set()
+    for task in tasks_of(grid(tmp_path, "world", "ablations")) + tasks_of(grid(tmp_path, "world")):
+        assert set(task.needs) <= seen, task.name
+        seen.add(task.name)
+
+
+def test_a_table_asks_only_for_its_own_cells(tmp_path):
+    config = grid(tmp_path, "paper")
+    names = {result: [cell.name for cell in cells_of(config, result)] for result in ("table1", "table2", "figure5")}
+    assert names["table2"] == [f"imagechain-{context}-seed0" for context in ("c2_7", "c2", "c3", "c4_7")]
+    assert {"mllm", "mllm_icl", "imagechain_noft", "mllm_ft-c2_7-seed0"} <= set(names["table1"])
+    assert len(names["table1"]) == 7
+    assert len(names["figure5"]) == 12
+    assert not [name for name in names["figure5"] if "c2_7" in name]
+    only = tasks_of(dataclasses.replace(config, results=["table2"]))
+    assert {task.stage for task in only} == {"train", "predict", "judge", "results"}
+    assert len(only) == 4 + 4 + 4 + 1
+
+
+def test_seeds_multiply_trained_cells_only(tmp_path):
+    tasks = tasks_of(grid(tmp_path, "paper", seeds=[0, 3], results=["table1"]))
+    predictions = [task.name for task in tasks if task.kind == "predict"]
+    assert len(predictions) == 3 + 2 * 4
+    assert "predict/imagechain-c2_7-seed3" in predictions
+
+
+def test_the_papers_epochs_are_the_variants_own_and_the_worlds_are_equal(tmp_path):
+    assert "num_train_epochs" not in {**grid(tmp_path, "paper").train}
+    world = yaml.safe_load((ROOT / "configs/train/world.yaml").read_text())
+    assert world["num_train_epochs"] == 3
+
+
+def test_an_ablation_changes_one_setting_of_training(tmp_path):
+    config = grid(tmp_path, "paper", "ablations", other_split=str(tmp_path))
+    check(config)
+    tasks = {task.name: task for task in tasks_of(config)}
+    default = tasks["train/imagechain-c2_7-seed0"].settings
+    for ablation in ablations_of(config):
+        changed = tasks[f"train/imagechain-c2_7-seed0-{ablation.name}"].settings
+        differs = {name for name in default | changed if default.get(name) != changed.get(name)} - {"output_dir"}
+        assert differs == set(ablation.train) | ({"stories"} if ablation.other_split else set()), ablation.name
+        assert len(differs) == 1
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    config = GridConfig(output_dir=tmp_path, judge=Path("no-judge.yaml"), seeds=[1, 1], contexts=["c2"], train=3)
+    with pytest.raises(ConfigError) as error:
+        check(config)
+    for word in ("--model", "--stories", "--mementos", "no-judge.yaml", "seeds", "table2", "figure5", "train"):
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "word"),
+    [
+        ({"name": "a b", "title": "x"}, "a b"),
+        ({"name": "a", "title": "x", "trian": {}}, "did you mean 'train'"),
+        ({"name": "a"}, "title"),
+        ("text", "text"),
+    ],
+)
+def test_a_wrong_ablation_is_named(tmp_path, entry, word):
+    config = dataclasses.replace(grid(tmp_path, "paper"), ablations=[entry])
+    with pytest.raises(ConfigError, match=word):
+        ablations_of(config)
+
+
+def test_settings_become_the_words_of_a_command_line():
+    settings = {"limit": 3, "resume": False, "fast": True, "config": ["a", "b"], "none": None, "batch_size": 2}
+    words = ["--limit", "3", "--no-resume", "--fast", "--config", "a", "b", "--batch-size", "2"]
+    assert flags(settings) == words
+    assert flags({"bf16": True, "output_dir": "x"}, underscores=True) == ["--bf16", "true", "--output_dir", "x"]
+
+
+def test_several_gpus_train_under_torchrun_and_one_does_not(tmp_path):
+    task = next(task for task in tasks_of(grid(tmp_path, "paper")) if task.kind == "train")
+    assert "torch.distributed.run" not in task.command(1)
+    words = task.command(4)
+    assert words[words.index("--nproc_per_node") + 1] == "4"
+    assert any(word.endswith("zero3.json") for word in words)
