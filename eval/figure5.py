@@ -19,7 +19,7 @@ from typing import Any
 from eval.cells import count, load_paper, rounded, spread
 from eval.runs import JUDGMENTS, PREDICTIONS, RunFolder, by_cell, column_title, read_runs
 from eval.stats import wilson
-from eval.table1 import run_names, run_notes
+from eval.table1 import run_names, run_notes, seed_text
 from llava.imagechain.config import option, parse_config, to_json
 from llava.imagechain.files import atomic_path, write_json
 from llava.imagechain.manifest import run_manifest
@@ -128,7 +128,9 @@ def _notes(
     places = [(variant, context) for variant in LOOKS for context in TRAINED_ON]
     if missing := [f"{VARIANTS[v].title} {column_title(c)}" for v, c in places if (v, c) not in found]:
         notes.append(f"No run was given for {', '.join(missing)}.")
-    titles = [(f"{VARIANTS[run.variant].title} {column_title(str(run.train_context))}", run) for run in used]
+    titles = [
+        (f"{VARIANTS[run.variant].title} {column_title(str(run.train_context))}" + seed_text(run), run) for run in used
+    ]
     notes += run_notes(titles)
     if left_out := [run for run in runs if run not in used]:
         notes.append(f"Left out, no place in Figure 5: {run_names(left_out)}.")

@@ -187,6 +187,11 @@ def run_names(runs: Sequence[RunFolder]) -> str:
     return shown + (f" and {len(runs) - SHOWN_IDS} more" if len(runs) > SHOWN_IDS else "")
 
 
+def seed_text(run: RunFolder) -> str:
+    """Return ", seed 1" where the run has a seed."""
+    return "" if run.seed is None else f", seed {run.seed}"
+
+
 def _some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN_IDS]) + (", ..." if len(ids) > SHOWN_IDS else "")
 

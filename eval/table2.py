@@ -10,7 +10,7 @@ from eval.cells import Cell, Spread, count, load_paper, spread
 from eval.compare import Comparison, compare, p_text
 from eval.runs import RunFolder, by_cell, column_title
 from eval.stats import mean_and_range
-from eval.table1 import run_names, run_notes
+from eval.table1 import run_names, run_notes, seed_text
 from eval.table_files import CONTINUED, Sheet
 from llava.imagechain.story import HUB_DATASET
 
@@ -191,7 +191,7 @@ def _notes(
     if len(judges) > 1:
         notes.append("The runs were judged by different judges: their numbers cannot be compared.")
     notes += [f"{problem}." for problem in problems]
-    notes += run_notes([(f"ImageChain {column_title(str(run.train_context))}", run) for run in used])
+    notes += run_notes([(f"ImageChain {column_title(str(run.train_context))}" + seed_text(run), run) for run in used])
     if left_out := [run for run in runs if run not in used]:
         notes.append(f"Left out, no row of Table 2: {run_names(left_out)}.")
     return [*notes, *(load_paper()["notes"]["table2"] if paper else [])]
