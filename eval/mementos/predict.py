@@ -54,7 +54,7 @@ class MementosConfig:
     )  # fmt: skip
     max_scenes: int = option(6, help="most groups of frames, each one scene", minimum=1)
     earlier_text: str | None = option(
-        None, help="texts of earlier scenes: the model's own answers, or none; by default the variant's",
+        None, help="texts of earlier scenes: the model's own answers, or empty; by default the variant's",
         choices=sequences.EARLIER_TEXT,
     )  # fmt: skip
     question: str | None = option(

@@ -13,7 +13,7 @@ from llava.imagechain.story import Scene, Story, StoryFrames
 from llava.imagechain.variants import Dialogue, Part, Variant
 
 FRAMES = ("groups", "average", "composite")
-EARLIER_TEXT = ("own", "none")
+EARLIER_TEXT = ("own", "empty")  # not "none", which on a command line means: not given
 ANSWERS = ("joined", "last")
 # The question that public loaders of the benchmark ask.
 BENCHMARK_QUESTION = (
@@ -31,7 +31,7 @@ class Showing:
             scene) or "composite" (the composite image one scene).
         max_scenes: Most groups.
         earlier_text: What stands for the descriptions that the benchmark does not have: the model's "own" answers,
-            scene after scene, or "none".
+            scene after scene, or "empty".
         question: The last question: the variant's "own", or the "benchmark"'s.
         answer: With own earlier text, all answers "joined" or the "last" one.
     """
@@ -78,7 +78,7 @@ def settle(
     about the whole sequence; the variant with a single image gets the whole sequence averaged into it.
     """
     several = variant.scene_turns or bool(variant.earlier_parts)
-    earlier_text = earlier_text or ("own" if variant.scene_turns else "none")
+    earlier_text = earlier_text or ("own" if variant.scene_turns else "empty")
     question = question or ("own" if earlier_text == "own" else "benchmark")
     together = earlier_text == "own" and question == "own"
     return Showing(

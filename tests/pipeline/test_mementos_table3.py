@@ -138,6 +138,8 @@ def test_show_prints_the_prompts_without_loading_a_model(predict, tmp_path):
     assert "=== rw_" in shown and "2 + " in shown
     chain = predict(tmp_path, "--show")
     assert "ASSISTANT: (the model's answer 1)</s>" in chain and "Write a description" not in chain
+    empty = predict(tmp_path, "--show", "--earlier-text", "empty", "--question", "own")
+    assert "ASSISTANT:</s>\n<s>USER: What is happening in the next image?" in empty and "(the model's" not in empty
     assert not list(tmp_path.iterdir())
 
 

@@ -133,7 +133,7 @@ def test_each_variant_has_its_own_way_and_every_part_of_it_is_a_setting():
     own, single, one = (settle(VARIANTS[name]) for name in ("imagechain", "mllm_ft", "final_scene"))
     assert (own.frames, own.earlier_text, own.question, own.answer) == ("groups", "own", "own", "joined")
     assert (single.frames, single.earlier_text, single.question, single.answer) == (
-        "groups", "none", "benchmark", "last",
+        "groups", "empty", "benchmark", "last",
     )  # fmt: skip
     assert one.frames == "average"
     changed = settle(VARIANTS["mllm_ft"], frames="composite", earlier_text="own")
