@@ -104,7 +104,7 @@ class DataArguments:
     variant_set: list[str] = _setting([], "changes to the variant, such as earlier_parts=image")  # noqa: RUF009
     context: str = _setting("c2_7", "numbers of scenes trained on")
     loss_on: str | None = _setting(None, "which text carries loss; the variant's choice by default")
-    overlength: str = _setting("drop_oldest", "stories longer than model_max_length")
+    overlength: str = _setting("drop_oldest", "stories longer than the model takes (model_max_length)")
     feature_cache: str | None = _setting(None, "folder for per-frame features computed once; needs a frozen tower")
     feature_dtype: str = _setting("float16", "type of the cached features")
     limit: int | None = _setting(None, "train on the first N stories only")
@@ -141,8 +141,6 @@ FREE_ON_RESUME = {
     "dataloader_num_workers", "dataloader_pin_memory", "frames_per_call", "attn_implementation", "max_skipped",
     "tflops",
 }  # fmt: skip
-
-
 ABOVE_ZERO = (
     "limit", "eval_limit", "per_device_train_batch_size", "per_device_eval_batch_size", "global_batch_size",
     "model_max_length", "lora_r", "frames_per_call", "num_train_epochs", "learning_rate", "mm_projector_lr",
@@ -217,8 +215,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
             del merged[key]
     if merged.get("bf16") in (["true"], ["True"], []) and not has_bfloat16():
         merged["bf16"] = ["false"]
-        if os.environ.get("RANK", "0") == "0":
-            logger.warning("bf16: this machine's processors have no bfloat16; the run is in float32")
+        level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG
+        logger.log(level, "bf16: this machine's processors have no bfloat16; the run is in float32")
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", ["true"])
         merged.setdefault("dataloader_pin_memory", ["false"])
@@ -332,6 +330,8 @@ def check_llava_json(groups: Groups) -> list[str]:
     ]
     if str(getattr(train.eval_strategy, "value", train.eval_strategy)) != "no":
         problems.append("eval_strategy: with data_path there is nothing to evaluate on; set it to no")
+    if data.overlength == "rope_scaling":
+        problems.append("overlength: with data_path, samples that are too long are skipped; rope_scaling needs stories")
     if data.loss_on == "all_text":
         problems.append("loss_on: with data_path, answers or last_answer was wanted")
     problems += [

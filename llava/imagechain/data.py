@@ -24,7 +24,7 @@ from llava.imagechain.variants import Dialogue, Variant, build_dialogue, draw_de
 if TYPE_CHECKING:
     from llava.imagechain.features import StoryFeatures
 
-OVERLENGTH = ("drop_oldest", "skip")
+OVERLENGTH = ("drop_oldest", "skip", "rope_scaling")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class ExampleSettings:
         scene_aspect: "crop" or "pad".
         max_frames_per_scene: Most frames of a scene, evenly spaced; None shows all.
         max_length: Most positions of an example, visual tokens included.
-        overlength: "drop_oldest" leaves out the oldest scenes until it fits, "skip" the story.
+        overlength: "drop_oldest" leaves out the oldest scenes until it fits, "skip" the story; with "rope_scaling" the
+            model was given room for all, and what still does not fit is shortened as with "drop_oldest".
         for_generation: The prompt only; `reserve_tokens` positions are kept free for the answer.
         reserve_tokens: Positions kept free.
         seed: Chooses the demonstrations.

@@ -94,3 +94,19 @@ def _from_language_model(groups: Any, dtype: Any) -> Any:
         image_processor=model.get_vision_tower().image_processor,
         context_length=settings.model_max_length,
     )
+
+
+def vision_config(config: Any, folder: str) -> Any:
+    """Return the config of a model's vision tower."""
+    from transformers import CLIPVisionConfig
+
+    from llava.imagechain.vision import tower_source
+
+    return CLIPVisionConfig.from_pretrained(tower_source(config.mm_vision_tower, folder))
+
+
+def tokens_per_scene(config: Any, folder: str) -> int:
+    """Return the visual tokens of a scene, from the config of the vision tower."""
+    vision = vision_config(config, folder)
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return patches + str(getattr(config, "mm_vision_select_feature", None)).endswith("cls_patch")

@@ -39,6 +39,8 @@ from llava.imagechain.decisions import asked_of, decision, max_frames_per_scene,
 from llava.imagechain.distributed import end_process, leave_group
 from llava.imagechain.files import read_json, sha256_json, sha256_model, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
+from llava.imagechain.rope import LIMIT, scale_positions
+from llava.imagechain.start import is_language_model, set_layout, tokens_per_scene, vision_config
 from llava.imagechain.story import StoryFrames, load_stories
 from llava.imagechain.variants import Variant, get_variant
 
@@ -207,6 +209,7 @@ def make_examples(
             report_skipped([examples], settings, data)
         return examples, {}
     tower = loaded.model.get_vision_tower()
+    make_room(groups, variant, stories, loaded.tokenizer, loaded.model.config, int(tower.num_patches), loaded.model)
     made = example_settings(groups, variant, loaded.model.config, int(tower.num_patches))
     collections = [stories.train, *stories.evaluation.values()]
     if data.feature_cache:
@@ -245,7 +248,8 @@ def example_settings(groups: Groups, variant: Variant, config: Any, tokens_per_s
     model_arguments, data, settings = groups
     names = ("tokenizer_model_max_length", "max_position_embeddings")
     limits = [int(value) for name in names if (value := getattr(config, name, None))] or [settings.model_max_length]
-    if min(limits) < settings.model_max_length:
+    scaled = getattr(config, LIMIT, None) if data.overlength == "rope_scaling" else None
+    if not scaled and min(limits) < settings.model_max_length:
         logger.warning(
             "the model takes %d positions, fewer than model_max_length %d", min(limits), settings.model_max_length
         )
@@ -256,10 +260,27 @@ def example_settings(groups: Groups, variant: Variant, config: Any, tokens_per_s
         max_frames_per_scene=max_frames_per_scene(config),
         conversation_name=model_arguments.version,
         loss_on=data.loss_on or variant.loss_on,
-        max_length=min(settings.model_max_length, *limits),
+        max_length=scaled or min(settings.model_max_length, *limits),
         overlength=data.overlength,
         seed=settings.seed,
     )
+
+
+def make_room(
+    groups: Groups, variant: Variant, stories: Stories, tokenizer: Any, config: Any, visual: int, model: Any = None
+) -> None:
+    """Scale the model's positions to the longest story that is trained or evaluated on, when the run asks for it."""
+    if groups[1].overlength != "rope_scaling":
+        return
+    made = dataclasses.replace(example_settings(groups, variant, config, visual), max_length=sys.maxsize)
+    shown = stories.train if variant.demonstrations else None
+    collections = (stories.train, *stories.evaluation.values())
+    lengths = [
+        StoryExamples(each, variant, tokenizer, None, made, demonstrations=shown).lengths for each in collections
+    ]
+    longest = max((length for each in lengths for length in each), default=0)
+    factor = scale_positions(config, longest, model)
+    logger.info("longest story: %d positions; the model's positions are scaled by %g", longest, factor)
 
 
 def report_skipped(all_examples: Sequence[StoryExamples], settings: TrainArguments, data: DataArguments) -> None:
@@ -287,7 +308,6 @@ def report_skipped(all_examples: Sequence[StoryExamples], settings: TrainArgumen
 
 def show_plan(groups: Groups, variant: Variant | None, stories: Stories) -> int:
     """Print what a run would do, from the texts and configs alone."""
-    from llava.imagechain.start import is_language_model, set_layout
     from llava.model.builder import load_tokenizer
 
     model_arguments, _, settings = groups
@@ -302,9 +322,11 @@ def show_plan(groups: Groups, variant: Variant | None, stories: Stories) -> int:
         examples: Any = json_examples(groups, stories, load_tokenizer(folder), None, config)
         made = examples.settings
     else:
-        made = example_settings(groups, variant, config, tokens_per_scene(config, folder))
+        tokenizer, visual = load_tokenizer(folder), tokens_per_scene(config, folder)
+        make_room(groups, variant, stories, tokenizer, config, visual)
+        made = example_settings(groups, variant, config, visual)
         examples = StoryExamples(
-            stories.train, variant, load_tokenizer(folder), None, made,
+            stories.train, variant, tokenizer, None, made,
             demonstrations=stories.train if variant.demonstrations else None,
         )  # fmt: skip
     count = len(examples)
@@ -347,22 +369,6 @@ def expected(groups: Groups, folder: str, examples: StoryExamples) -> str:
         bits=model_arguments.bits,
     )
     return estimate(folder, examples.lengths, plan, frames=examples.num_frames(), tflops=settings.tflops).describe()
-
-
-def vision_config(config: Any, folder: str) -> Any:
-    """Return the config of a model's vision tower."""
-    from transformers import CLIPVisionConfig
-
-    from llava.imagechain.vision import tower_source
-
-    return CLIPVisionConfig.from_pretrained(tower_source(config.mm_vision_tower, folder))
-
-
-def tokens_per_scene(config: Any, folder: str) -> int:
-    """Return the visual tokens of a scene, from the config of the vision tower."""
-    vision = vision_config(config, folder)
-    patches = (vision.image_size // vision.patch_size) ** 2
-    return patches + str(getattr(config, "mm_vision_select_feature", None)).endswith("cls_patch")
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -121,3 +121,46 @@ def test_long_stories_are_shortened_or_skipped_and_counted(tiny_base, small_stor
     count = int(shortened.split(" stories shortened")[0].split()[-1])
     assert count > 0
     assert f"0 stories shortened, {count} skipped" in skipped
+
+
+def test_rope_scaling_makes_room_for_the_longest_story_and_prediction_has_it_too(small_stories, tmp_path):
+    import importlib.util
+
+    from llava.imagechain.checkpoint import load_checkpoint
+
+    spec = importlib.util.spec_from_file_location("tiny", ROOT / "tests" / "unit" / "conftest.py")
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    base = tiny.build_tiny_llava(tmp_path / "short").full
+    config = json.loads((base / "config.json").read_text())
+    short = {**config, "max_position_embeddings": 330, "tokenizer_model_max_length": 330}
+    (base / "config.json").write_text(json.dumps(short))
+    run = tmp_path / "run"
+    text = train(base, small_stories, run, "--overlength", "rope_scaling", "--model_max_length", "330")
+    assert "the model's positions are scaled by " in text
+    assert "shortened: none" in text
+    saved = json.loads((run / "config.json").read_text())
+    factor = saved["rope_scaling"]["factor"]
+    assert saved["max_sequence_length"] == saved["tokenizer_model_max_length"] == int(330 * factor) > 330
+    loaded = load_checkpoint(run, device="cpu")
+    assert loaded.context_length == int(330 * factor)
+    plain = load_checkpoint(base, device="cpu").model.get_model().rotary_emb.inv_freq
+    assert loaded.model.get_model().rotary_emb.inv_freq.tolist() == pytest.approx((plain / factor).tolist())
+    status, text = predict(run, small_stories, tmp_path / "p", "--context", "c5", "--max-new-tokens", "100")
+    assert status == 0, text
+    rows = [json.loads(line) for line in (tmp_path / "p" / "predictions.jsonl").read_text().splitlines()]
+    assert {row["dropped_scenes"] for row in rows} == {0}
+
+
+def test_positions_that_suffice_stay_as_they_are():
+    from types import SimpleNamespace
+
+    from llava.imagechain.rope import scale_positions
+
+    config = SimpleNamespace(max_position_embeddings=4096)
+    assert scale_positions(config, 3968) == 1.0
+    assert vars(config) == {"max_position_embeddings": 4096}
+    assert scale_positions(config, 4400) == 1.25
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 1.25, "type": "linear"}
+    with pytest.raises(ValueError, match="scaled already"):
+        scale_positions(config, 9000)
