@@ -7,6 +7,7 @@
 #   --stories DIR          StoryFrames folder                      [runs/quickstart/storyframes]
 #   --train-config FILE..  training settings          [configs/train/{base,imagechain,c2_7,world}.yaml]
 #   --warmup N --steps N   steps before the timed ones, and timed  [10, 50]
+#   --compiled             one more row: torch.compile of the language model's layers
 #   FLAG                   anything else that `python -m llava.imagechain.bench_train --help` lists
 #
 # At 7B on a GPU, random weights and made-up stories of the paper's lengths, nothing to download:

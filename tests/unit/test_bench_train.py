@@ -10,7 +10,7 @@ import torch
 
 from llava.imagechain.arguments import ModelArguments
 from llava.imagechain.bench_synthetic import SyntheticStories, random_model
-from llava.imagechain.bench_train import main
+from llava.imagechain.bench_train import compiled_layers, main
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.data import Collator
 
@@ -121,3 +121,17 @@ def test_the_7b_config_makes_the_whole_model_in_half_precision():
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(7.06e9, rel=0.01)
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_layers_are_compiled_for_their_row_only():
+    layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    model = SimpleNamespace(get_model=lambda: SimpleNamespace(layers=layers))
+    with compiled_layers(model):
+        assert layers[0]._compiled_call_impl is not None
+    assert layers[0]._compiled_call_impl is None
+
+
+def test_without_a_gpu_the_table_has_the_processors_own_time(measured):
+    rows = json.loads((measured / "train.json").read_text())["rows"]
+    assert all(0 < seconds < 60 for row in rows for seconds in row["processor_seconds"])
+    assert "processor s | speed by it |" in (measured / "train.md").read_text()
