@@ -8,7 +8,9 @@
 #   --output DIR  where everything goes (default: runs/quickstart, with --fast runs/quickstart-fast)
 #
 # Sets up .venv first. Needs no GPU and no network beyond pip's. Can be interrupted at any point (Ctrl-C): the same
-# command carries on where it stopped. At the end DIR holds table1.md, table1.csv, table1.json and report.html.
+# command carries on where it stopped. At the end DIR holds table1 (.md, .csv, .tex, .json) and report.html.
+#
+# settings (environment): SEED [0], CONTEXT [c2_7], and LLAVA_NEXT_DIR, a checkout whose llava is to run (common.sh).
 set -euo pipefail
 
 : "${SEED:=0}"
@@ -25,6 +27,7 @@ while (($#)); do
 done
 
 [[ -z "$output" ]] || output=$(realpath -m -- "$output")
+[[ -z "${LLAVA_NEXT_DIR:-}" ]] || LLAVA_NEXT_DIR=$(realpath -m -- "$LLAVA_NEXT_DIR")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 if ((fast)); then
@@ -35,9 +38,6 @@ else
   : "${output:=$root/runs/quickstart}"
   videos=1300 world=() training=(configs/train/world.yaml) predicting=()
 fi
-# Training under bfloat16 pays only where the processor has instructions for it.
-bf16=false
-if grep -qs -m1 avx512_bf16 /proc/cpuinfo || command -v nvidia-smi >/dev/null 2>&1; then bf16=true; fi
 mkdir -p "$output/logs"
 
 begin=$SECONDS
@@ -56,6 +56,10 @@ stage() {
 }
 
 stage "Set up" bash scripts/setup.sh train eval judge
+export PYTHON="$root/.venv/bin/python"
+# shellcheck source=scripts/common.sh
+source scripts/common.sh
+use_llava
 export PATH="$root/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 stage "Render the story world" \
@@ -70,7 +74,7 @@ for variant in imagechain mllm_ft visual_context final_scene; do
   stage "Train $variant" \
     python -m llava.train.train --config configs/train/{base,"$variant","$CONTEXT"}.yaml "${training[@]}" \
     --model_name_or_path "$output/base" --stories "$output/storyframes" --seed "$SEED" \
-    --feature_cache "$output/features" --output_dir "$output/checkpoints/$variant" --bf16 "$bf16"
+    --feature_cache "$output/features" --output_dir "$output/checkpoints/$variant"
 done
 
 predict() { # predict VARIANT CHECKPOINT CONTROL: one run folder per variant and control

@@ -3,7 +3,8 @@
 #
 # usage: bash scripts/setup.sh [EXTRA ...]
 #
-#   EXTRA     extras of pyproject.toml: train eval judge dev decord torchcodec bench deepspeed vllm
+#   EXTRA     extras of pyproject.toml: train eval judge dev decord torchcodec bench deepspeed quantization tensorboard
+#             embeddings vllm
 #             (default: train eval judge)
 #
 # settings (environment):

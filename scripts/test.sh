@@ -6,7 +6,8 @@
 #   With arguments only pytest runs, with these arguments (bash scripts/test.sh tests/unit -k labels).
 #
 # settings (environment):
-#   JOBS    test processes (default: number of processors, at most 4)
+#   JOBS             test processes (default: number of processors, at most 4)
+#   LLAVA_NEXT_DIR   a LLaVA-NeXT checkout: tests/overlay then runs on copies of it
 #
 # What the system lacks (a browser, ffmpeg, ninja) is a skip with its reason; nothing is installed outside .venv.
 set -euo pipefail
@@ -16,6 +17,11 @@ if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
   exit 0
 fi
 
+if [[ -n "${LLAVA_NEXT_DIR:-}" ]]; then
+  LLAVA_NEXT_DIR=$(realpath -e -- "$LLAVA_NEXT_DIR")
+  export LLAVA_NEXT_DIR
+  echo "test: tests/overlay runs on copies of $LLAVA_NEXT_DIR"
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh train eval judge decord torchcodec bench dev
 : "${VENV:=.venv}"
