@@ -8,12 +8,15 @@ config.json says nothing of quantization: prediction and merging take the base a
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from llava.imagechain.files import read_json
 
+# On import it warns of a kernel that could be downloaded for processors; peft imports it wherever it is installed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 NOT_QUANTIZED = ["lm_head", "model.embed_tokens", "model.mm_projector", "model.vision_tower", "model.image_newline"]
 
 
