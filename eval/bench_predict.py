@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.predict_job import PredictConfig, prepare
+from eval.vllm_backend import vllm_version
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.files import write_json, write_text
 from llava.imagechain.manifest import git_revision, package_versions, run_manifest
@@ -41,7 +42,7 @@ LMMS_EVAL = "one request at a time, one tower call a request (lmms-eval's way)"
 OURS = "+ batches of like length, a video's frames encoded once (eval.predict)"
 VLLM = "the same, the language model run by vLLM (eval.predict --backend vllm)"
 WANTED_SPEEDUP = 4.0
-SHOWN_PACKAGES = ("python", "torch", "transformers", "vllm")
+SHOWN_PACKAGES = ("python", "torch", "transformers")
 Texts = dict[str, str]
 Times = dict[str, list[tuple[float, float]]]
 
@@ -159,6 +160,7 @@ def bench(config: BenchConfig) -> int:
             "scenes": sum(spread.num_scenes), "frames": sum(map(sum, spread.frame_counts())), "rounds": config.rounds,
             "checkpoint": config.checkpoint.name, "variant": config.variant, "commit": git_revision(),
             **{name: version for name, version in package_versions().items() if name in SHOWN_PACKAGES},
+            **({"vllm": vllm_version()} if engine else {}),
         }  # fmt: skip
     return report(config, facts, seconds, texts)
 

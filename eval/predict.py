@@ -24,6 +24,7 @@ from eval.controls import edit_of
 from eval.predict_job import Job, PredictConfig, named_base, prepare, usable_rows
 from eval.ranks import SHARDS, only_one, own_gpus
 from eval.shards import merge_when_complete
+from eval.vllm_backend import vllm_version
 from llava.imagechain.config import ConfigError, parse_config, to_json
 from llava.imagechain.files import JsonlAppender, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
@@ -298,6 +299,8 @@ def start(job: Job) -> None:
             shutil.rmtree(config.output_dir / SHARDS, ignore_errors=True)
     with run_manifest(job.folder, config=to_json(config)) as run:
         run.record(identity=job.identity, trained=job.trained)
+        if config.backend == "vllm":
+            run.record(vllm=vllm_version())
         predict(job, run)
 
 

