@@ -11,9 +11,11 @@ from typing import Any
 
 from eval.judge.base import Judge
 from eval.judge.cost import estimate as estimate_judge
+from eval.judge.cost import price_of
 from eval.reproduce.grid import GridConfig
-from eval.reproduce.states import has_stories, is_model, predict_job, train_groups
-from eval.reproduce.tasks import Task
+from eval.reproduce.states import has_stories, is_model, mementos_job, predict_job, train_groups
+from eval.reproduce.tasks import Task, places_of
+from llava.imagechain.config import build_config
 
 BYTES_A_ROW = 750  # a prediction with its judgment
 SPARE = Path("no-such-folder")  # for jobs whose output does not matter
@@ -75,7 +77,7 @@ class Costs:
     def prediction(self, task: Task) -> dict[int, Need] | None:
         """Return what predicting needs, by number of scenes; the judge's calls are not in it."""
         settings = task.settings
-        model = settings["checkpoint"] if task.cell is None or task.cell.context is None else self._base(task)
+        model = self._base()
         if not (is_model(model) and has_stories(settings["stories"])):
             return None
         key = str({name: value for name, value in settings.items() if name not in ("checkpoint", "output_dir")})
@@ -87,15 +89,43 @@ class Costs:
                 return None
         return self._predictions[key]
 
+    def mementos(self, task: Task) -> Need | None:
+        """Return what describing the Mementos benchmark needs; the prompts' texts are taken for 150 positions."""
+        from llava.imagechain.estimate import PredictPlan, estimate
+
+        model, data = self._base(), Path(task.settings["data"])
+        if not (is_model(model) and data.is_dir()):
+            return None
+        try:
+            job = mementos_job(task, checkpoint=model, base=None, output_dir=SPARE)
+        except (ValueError, OSError):
+            return None
+        meta = self._model(model)
+        shown = job.showing
+        scenes = [len(one.scenes) for one in job.described]
+        lengths = [count * meta.get_vision_tower().num_patches + 150 for count in scenes]
+        answers = max(scenes, default=1) if shown.earlier_text == "own" else 1
+        plan = PredictPlan(batch_size=job.config.batch_size, max_new_tokens=job.config.max_new_tokens * answers)
+        frames = [sum(map(len, one.scenes)) for one in job.described]
+        found = estimate(meta, lengths, plan, frames=frames, tflops=self.config.tflops)
+        return Need(stories=len(scenes), gpu_hours=found.seconds / 3600, disk_bytes=2 * BYTES_A_ROW * len(scenes))
+
+    def extracting(self, task: Task, samples: int) -> Need:
+        """Return what asking for the keywords of so many samples costs."""
+        from eval.mementos.keywords import TOKENS_OF_AN_ANSWER, KeywordsConfig, load_extractor
+
+        extractor = load_extractor(build_config(KeywordsConfig, [task.settings]))
+        cost = estimate_judge(extractor, planned=samples)
+        usd = price_of(extractor, cost.prompt_tokens, cost.calls * TOKENS_OF_AN_ANSWER) if cost.calls else 0.0
+        return Need(calls=cost.calls, usd=usd)
+
     def judging(self, judge: Judge, pairs: Sequence[tuple[str, str]], planned: int) -> Need:
         """Return what it costs to ask about pairs of texts, and about others that do not exist yet."""
         cost = estimate_judge(judge, pairs, planned=planned)
         return Need(calls=cost.calls, usd=cost.usd)
 
-    def _base(self, task: Task) -> str:
-        return (
-            str(self.config.output_dir.expanduser().resolve() / "base") if self.config.world else str(self.config.model)
-        )
+    def _base(self) -> str:
+        return str(places_of(self.config).model)
 
     def _model(self, folder: str) -> Any:
         from llava.imagechain.estimate import meta_model

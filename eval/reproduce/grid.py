@@ -49,6 +49,7 @@ class GridConfig:
     train: dict[str, Any] = option({}, help="further settings of training (YAML only); bf16 may be auto")
     predict: dict[str, Any] = option({}, help="further settings of prediction (YAML only)")
     judge: Path = option(help="YAML file of eval.simrate, such as configs/judge/world.yaml")
+    mementos_predict: dict[str, Any] = option({}, help="further settings of eval.mementos.predict (YAML only)")
     keywords: dict[str, Any] = option({}, help="settings of eval.mementos.keywords (YAML only)")
     ablations: list[dict[str, Any]] = option([], help="settings changed one at a time (YAML only)")
     feature_cache: bool = option(False, help="compute frame features once, shared by all cells")
@@ -190,9 +191,9 @@ def check(config: GridConfig) -> None:
         folders = (("model", config.model), ("mementos", config.mementos if "table3" in config.results else None))
         problems += [f"{name}: {path} is not a folder" for name, path in folders if path and not path.is_dir()]
     problems += [
-        f"{name}: settings (name: value) were wanted, found {value!r}"
-        for name, value in (("train", config.train), ("predict", config.predict), ("keywords", config.keywords))
-        if not isinstance(value, dict)
+        f"{name}: settings (name: value) were wanted, found {getattr(config, name)!r}"
+        for name in ("train", "predict", "mementos_predict", "keywords")
+        if not isinstance(getattr(config, name), dict)
     ]
     files = [*config.train_config, *config.world_base, config.judge]
     problems += [f"{path} is not a file" for path in files if not in_repository(path).is_file()]

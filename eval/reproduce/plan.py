@@ -61,16 +61,29 @@ def entries_of(tasks: Sequence[Task], state_of: StateOf, costs: Costs, judge: Ju
         elif task.kind == "predict":
             judged = next(other for other in tasks if other.name == f"judge/{task.cell.name}") if task.cell else task
             sections["cells"] += cell_entries(task, state, states[judged.name], costs, judge)
-        elif task.kind in ("mementos", "keywords"):
-            sections["Mementos"].append(_entry(task, state, None, None))
-        elif task.kind != "judge":
+        elif task.kind == "mementos":
+            keywords = next(other for other in tasks if other.kind == "keywords" and other.folder == task.folder)
+            sections["Mementos"].append(mementos_entry(task, keywords, state, states[keywords.name], costs))
+        elif task.kind not in ("judge", "keywords"):
             sections["results" if task.kind == "result" else "prepare"].append(_entry(task, state, Need(), Need()))
     return sections
 
 
 def _entry(task: Task, state: State, need: Need | None, left: Need | None, more: str = "") -> Entry:
-    name = task.name if task.kind in ("mementos", "keywords") else task.name.partition("/")[2]
-    return Entry(words=(name, more), kind=state.kind, detail=state.detail, need=need, left=left)
+    return Entry(words=(task.name.partition("/")[2], more), kind=state.kind, detail=state.detail, need=need, left=left)
+
+
+def mementos_entry(task: Task, keywords: Task, state: State, asked: State, costs: Costs) -> Entry:
+    """Return the entry of a row of Table 3: description and keywords."""
+    need = costs.mementos(task)
+    calls = costs.extracting(keywords, need.stories) if need else Need()
+    left = (need if state.kind != "done" and need else Need()) + (calls if asked.kind != "done" else Need())
+    shown = state if state.kind != "done" else asked
+    kind = "partly" if state.kind == "done" and asked.kind == "missing" else shown.kind
+    assert task.cell is not None
+    return Entry(
+        words=(task.cell.name, ""), kind=kind, detail=shown.detail, need=need + calls if need else None, left=left
+    )
 
 
 def cell_entries(task: Task, predicted: State, judged: State, costs: Costs, judge: Judge) -> list[Entry]:
@@ -135,29 +148,26 @@ def to_text(sections: dict[str, list[Entry]], output: Path) -> str:
     heads: dict[str, tuple[str, ...]] = {
         "prepare": ("To prepare", "", ""), "train": ("Trainings", "", "GPU h", "disk"),
         "cells": ("Cells", "trained on", "tested on", "seed", *counts),
-        "Mementos": ("Mementos", "", ""), "results": ("Results", "", ""),
+        "Mementos": ("Mementos", "samples", *counts[3:]), "results": ("Results", "", ""),
     }  # fmt: skip
     for name, entries in sections.items():
         if entries:
-            rows = [("state", *heads[name]), *(_row(entry) for entry in entries)]
+            rows = [("state", *heads[name]), *(_row(name, entry) for entry in entries)]
             lines += ["", *_columns(rows, [""] + [entry.detail for entry in entries])]
     return "\n".join([*lines, "", *totals(sections)])
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
-    need = entry.need
-    if entry.counts is None:
-        name, epochs = entry.words
-        shown = ("", "") if need is None else (_hours(need.gpu_hours), _size(need.disk_bytes)) if need.stories else ()
-        return entry.kind, name, epochs, *shown
-    unknown = "?"
-    stories = str(need.stories) if need else unknown
-    more = (
-        (_hours(need.gpu_hours), _size(need.disk_bytes), f"{need.calls:,}", _dollars(need.usd))
-        if need
-        else (unknown,) * 4
-    )
-    return entry.kind, *entry.words, stories, str(entry.counts[0]), str(entry.counts[1]), *more
+def _row(section: str, entry: Entry) -> tuple[str, ...]:
+    need, named = entry.need, (entry.kind, *entry.words)
+    device = (_hours(need.gpu_hours), _size(need.disk_bytes)) if need else ("?", "?")
+    asked = (f"{need.calls:,}", _dollars(need.usd)) if need else ("?", "?")
+    stories = str(need.stories) if need else "?"
+    if section == "cells":
+        there, scored = entry.counts or (0, 0)
+        return *named, stories, str(there), str(scored), *device, *asked
+    if section == "Mementos":
+        return *named, stories, *device, *asked
+    return (*named, *device) if section == "train" else named
 
 
 def _columns(rows: Sequence[tuple[str, ...]], details: Sequence[str]) -> list[str]:
@@ -180,10 +190,9 @@ def totals(sections: dict[str, list[Entry]]) -> list[str]:
     trainings = collections.Counter(entry.kind for entry in sections["train"])
     left = sum((entry.left for entry in every if entry.left), Need())
     whole = sum((entry.need for entry in every if entry.need), Need())
-    unknown = sum(entry.need is None for name in ("train", "cells") for entry in sections[name])
-    count = lambda counter: ", ".join(f"{number} {kind}" for kind, number in counter.items()) or "none"  # noqa: E731
+    unknown = sum(entry.need is None for name in ("train", "cells", "Mementos") for entry in sections[name])
     lines = [
-        f"trainings: {sum(trainings.values())} ({count(trainings)}); cells: {sum(kinds.values())} ({count(kinds)})",
+        f"trainings: {_counted(trainings)}; cells: {_counted(kinds)}",
         f"left to do: {_sum(left)}",
         f"the whole grid: {_sum(whole)}",
     ]
@@ -192,6 +201,10 @@ def totals(sections: dict[str, list[Entry]]) -> list[str]:
             f"{unknown} entries are not in the sums (?): the model or the stories they start from are not there yet"
         )
     return lines
+
+
+def _counted(kinds: collections.Counter[str]) -> str:
+    return f"{sum(kinds.values())} ({', '.join(f'{number} {kind}' for kind, number in kinds.items()) or 'none'})"
 
 
 def _sum(need: Need) -> str:

@@ -23,7 +23,6 @@ PRODUCTS = {
     "stories.world.make": "annotations/valid.json",
     "stories.world.base": "model.safetensors",
     "stories.frames.build": "build_report.json",
-    "eval.mementos.predict": "predictions.jsonl",
     "eval.mementos.keywords": "keywords.jsonl",
 }
 RESULT_FILES = {"table1": "table1.md", "table2": "table2.md", "table3": "table3.md", "figure5": "figure5.png",
@@ -56,6 +55,8 @@ def state_of(task: Task, *, judge_file: Path | None = None) -> State:
             return _train_state(task)
         if task.kind == "predict":
             return _predict_state(task)
+        if task.kind == "mementos":
+            return _mementos_state(task)
         if task.kind == "judge":
             return _judge_state(task, judge_of(in_repository(Path(str(judge_file)))))
         if task.kind == "result":
@@ -82,7 +83,7 @@ def judge_of(path: Path) -> Judge:
         raise ConfigError(f"{path}: settings of eval.simrate (name: value) were wanted")
     names = {field.name for field in dataclasses.fields(JudgeSettings)}
     judge = load_judge(str(settings.get("judge", "simrate")))
-    return judge.with_settings(**{name: value for name, value in settings.items() if name in names})
+    return judge.with_environment().with_settings(**{name: value for name, value in settings.items() if name in names})
 
 
 def _manifest(folder: Path, name: str = "run.json") -> dict[str, Any] | None:
@@ -118,9 +119,6 @@ def _made_state(task: Task) -> State:
         path = Path(str(entry.get("path")))
         if entry.get("sha256") and (not path.is_file() or sha256_file(path) != entry["sha256"]):
             changes.append(f"{path.name} has changed")
-    checkpoint = run.get("identity", {}).get("checkpoint_sha256")
-    if checkpoint and Path(task.settings["checkpoint"]).is_dir():
-        changes += [] if sha256_model(task.settings["checkpoint"]) == checkpoint else ["the checkpoint has changed"]
     if changes:
         return State(kind="changed", detail="; ".join(changes))
     if run.get("status") != "success":
@@ -232,6 +230,26 @@ def _predict_state(task: Task) -> State:
         return State(kind="done", rows=rows, detail=f"{len(job.skipped)} skipped" if job.skipped else "")
     run = _manifest(task.folder) or {}
     return dataclasses.replace(_unfinished(run), rows=rows)
+
+
+def mementos_job(task: Task, **changes: Any) -> Any:
+    """Return the checked job of a prediction on Mementos, as its command would make it."""
+    from eval.mementos.predict import MementosConfig, prepare
+
+    return prepare(build_config(MementosConfig, [task.settings, changes]))
+
+
+def _mementos_state(task: Task) -> State:
+    run = _manifest(task.folder)
+    if run is None or not (task.folder / PREDICTIONS).is_file():
+        return State(kind="missing") if run is None else _unfinished(run)
+    try:
+        job = mementos_job(task)
+    except ConfigError as error:
+        return State(kind="changed" if "made otherwise" in str(error) else "failed", detail=first_line(error))
+    if run.get("status") == "success" and not job.described:
+        return State(kind="done")
+    return _unfinished(run)
 
 
 def _judge_state(task: Task, judge: Judge) -> State:

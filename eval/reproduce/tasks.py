@@ -261,8 +261,13 @@ def judge_task(config: GridConfig, places: Places, cell: Cell) -> Task:
 def mementos_predict(config: GridConfig, places: Places, cell: Cell) -> Task:
     """Return the description of Mementos' sequences by a cell's checkpoint."""
     folder = places.output / "mementos" / cell.name
-    settings = {"checkpoint": str(places.training(cell)), "variant": cell.variant, "data": str(places.mementos),
-                "output_dir": str(folder)}  # fmt: skip
+    settings = {
+        "checkpoint": str(places.training(cell)),
+        "variant": cell.variant,
+        "data": str(places.mementos),
+        **config.mementos_predict,
+        "output_dir": str(folder),
+    }
     return Task(
         name=f"predict/mementos-{cell.name}", stage="predict", kind="mementos", module="eval.mementos.predict",
         settings=settings, folder=folder, gpus=1, cell=cell,
