@@ -169,7 +169,7 @@ def test_a_variant_with_demonstrations_wants_training_stories(parts):
 
 
 def test_unknown_overlength_is_refused(parts):
-    with pytest.raises(ValueError, match="drop_oldest, skip was wanted"):
+    with pytest.raises(ValueError, match="drop_oldest, skip, rope_scaling was wanted"):
         examples(parts, stories_of(2), overlength="cut")
 
 
