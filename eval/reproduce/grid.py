@@ -11,7 +11,7 @@ from typing import Any
 from eval.runs import CONTROLS
 from llava.imagechain.config import ConfigError, nearest, option
 from llava.imagechain.estimate import DEFAULT_TFLOPS
-from llava.imagechain.story import CONTEXTS
+from llava.imagechain.story import CONTEXTS, HUB_DATASET
 from llava.imagechain.variants import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,8 +188,15 @@ def check(config: GridConfig) -> None:
             ),
         )
         problems += [f"--{name} is required: {what}" for name, value, what in needed if not value]
-        folders = (("model", config.model), ("mementos", config.mementos if "table3" in config.results else None))
-        problems += [f"{name}: {path} is not a folder" for name, path in folders if path and not path.is_dir()]
+        if config.model and not (config.model / "config.json").is_file():
+            problems.append(f"model: {config.model} is not a model folder (no config.json in it)")
+        data: dict[str, Any] = {"stories": config.stories, "other_split": config.other_split}
+        data |= {"mementos": config.mementos} if "table3" in config.results else {}
+        problems += [
+            f"{name}: {folder} is not a folder"
+            for name, folder in data.items()
+            if folder and folder != HUB_DATASET and not Path(folder).is_dir()
+        ]
     problems += [
         f"{name}: settings (name: value) were wanted, found {getattr(config, name)!r}"
         for name in ("train", "predict", "mementos_predict", "keywords")

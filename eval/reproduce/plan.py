@@ -160,7 +160,7 @@ def to_text(sections: dict[str, list[Entry]], output: Path) -> str:
 def _row(section: str, entry: Entry) -> tuple[str, ...]:
     need, named = entry.need, (entry.kind, *entry.words)
     device = (_hours(need.gpu_hours), _size(need.disk_bytes)) if need else ("?", "?")
-    asked = (f"{need.calls:,}", _dollars(need.usd)) if need else ("?", "?")
+    asked = (f"{need.calls:,}", "?" if need.usd is None else _dollars(need.usd)) if need else ("?", "?")
     stories = str(need.stories) if need else "?"
     if section == "cells":
         there, scored = entry.counts or (0, 0)

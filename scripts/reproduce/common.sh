@@ -6,7 +6,7 @@
 #   STORIES   StoryFrames folder, or ingoziegler/StoryFrames
 #   MEMENTOS  folder of the Mementos benchmark (Table 3)
 #   OUTPUT    folder of everything that is made   [runs/reproduce, with --world runs/reproduce-world]
-#   GRID      grid file                           [configs/reproduce/paper.yaml, with --world world.yaml]
+#   GRID      grid files, separated by spaces     [configs/reproduce/paper.yaml, with --world world.yaml]
 
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
@@ -29,15 +29,11 @@ reproduce() {
     (cd "$root" && bash scripts/setup.sh train eval judge)
     PYTHON="$root/.venv/bin/python"
   fi
-  if ((world)); then
-    : "${GRID:=$root/configs/reproduce/world.yaml}" "${OUTPUT:=$root/runs/reproduce-world}"
-  else
-    : "${GRID:=$root/configs/reproduce/paper.yaml}" "${OUTPUT:=runs/reproduce}"
-  fi
-  local command=("$PYTHON" -m eval.reproduce)
-  local files
-  read -r -a files <<<"$GRID"
-  command+=(--config "${files[@]}" ${ABLATIONS:+"$ABLATIONS"})
+  local files=("$root/configs/reproduce/paper.yaml")
+  ((!world)) || files=("$root/configs/reproduce/world.yaml")
+  [[ -z "${GRID:-}" ]] || read -r -a files <<<"$GRID"
+  if ((world)); then : "${OUTPUT:=$root/runs/reproduce-world}"; else : "${OUTPUT:=runs/reproduce}"; fi
+  local command=("$PYTHON" -m eval.reproduce --config "${files[@]}" ${ABLATIONS:+"$ABLATIONS"})
   ((!${#results[@]})) || command+=(--results "${results[@]}")
   [[ -z "${MODEL:-}" ]] || command+=(--model "$MODEL")
   [[ -z "${STORIES:-}" ]] || command+=(--stories "$STORIES")

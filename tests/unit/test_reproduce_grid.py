@@ -9,6 +9,7 @@ import yaml
 from eval.reproduce.grid import GridConfig, ablations_of, cells_of, check
 from eval.reproduce.tasks import flags, tasks_of
 from llava.imagechain.config import ConfigError, build_config
+from llava.imagechain.story import HUB_DATASET
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +19,9 @@ def grid(tmp_path, *names, **more):
     places = {name: str(tmp_path / name) for name in ("model", "mementos")} if "world" not in names else {}
     for place in places.values():
         Path(place).mkdir(exist_ok=True)
-    stories = {} if "world" in names else {"stories": str(tmp_path / "stories")}
+    if places:
+        (tmp_path / "model/config.json").touch()
+    stories = {} if "world" in names else {"stories": str(tmp_path / "mementos")}
     return build_config(GridConfig, [*layers, {"output_dir": str(tmp_path / "out")} | places | stories | more])
 
 
@@ -97,6 +100,15 @@ def test_a_wrong_ablation_is_named(tmp_path, entry, word):
     config = dataclasses.replace(grid(tmp_path, "paper"), ablations=[entry])
     with pytest.raises(ConfigError, match=word):
         ablations_of(config)
+
+
+def test_places_that_are_not_there_are_told_before_anything_is_planned(tmp_path):
+    config = dataclasses.replace(grid(tmp_path, "paper"), model=tmp_path, stories="no/where")
+    with pytest.raises(ConfigError) as error:
+        check(config)
+    assert "model: " in str(error.value)
+    assert "stories: no/where is not a folder" in str(error.value)
+    check(dataclasses.replace(grid(tmp_path, "paper"), stories=HUB_DATASET))
 
 
 def test_settings_become_the_words_of_a_command_line():
