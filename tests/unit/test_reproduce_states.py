@@ -1,0 +1,129 @@
+"""What a task's state is read from: run.json, the files it was made from, and rows tied to judge and texts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.judge.base import load_judge
+from eval.reproduce.grid import Ablation
+from eval.reproduce.states import judge_of, state_of
+from eval.reproduce.tasks import Task
+from llava.imagechain.config import ConfigError
+from llava.imagechain.files import sha256_file, sha256_json, write_json, write_jsonl
+
+
+def made(folder, **settings):
+    return Task(
+        name="prepare/base", stage="prepare", kind="made", module="stories.world.base", folder=folder,
+        settings={"output_dir": str(folder), "seed": 0} | settings,
+    )  # fmt: skip
+
+
+def write_run(folder, status="success", **more):
+    write_json(folder / "run.json", {"status": status, "config": {"seed": 0, "steps": 20, "output_dir": "x"}} | more)
+    (folder / "model.safetensors").touch()
+
+
+def test_a_run_is_done_when_it_says_success_and_its_product_is_there(tmp_path):
+    assert state_of(made(tmp_path)).kind == "missing"
+    write_run(tmp_path)
+    assert state_of(made(tmp_path)).kind == "done"
+    (tmp_path / "model.safetensors").unlink()
+    assert state_of(made(tmp_path)).kind == "partly"
+
+
+@pytest.mark.parametrize(("status", "kind"), [("started", "partly"), ("interrupted", "partly"), ("error", "failed")])
+def test_a_run_that_did_not_end_well_is_told_apart(tmp_path, status, kind):
+    write_run(tmp_path, status, error="RuntimeError: disk full")
+    state = state_of(made(tmp_path))
+    assert state.kind == kind
+    assert ("disk full" in state.detail) == (kind == "failed")
+
+
+def test_other_settings_are_changes_also_those_of_a_settings_file(tmp_path):
+    write_run(tmp_path)
+    assert state_of(made(tmp_path, seed=1)).detail == "seed was 0, is 1"
+    (tmp_path / "more.yaml").write_text("steps: 30\n")
+    state = state_of(made(tmp_path, config=[str(tmp_path / "more.yaml")]))
+    assert (state.kind, state.detail) == ("changed", "steps was 20, is 30")
+
+
+def test_an_input_that_changed_since_is_a_change(tmp_path):
+    file = tmp_path / "annotations.json"
+    file.write_text("[]")
+    write_run(tmp_path, inputs=[{"path": str(file), "sha256": sha256_file(file)}])
+    assert state_of(made(tmp_path)).kind == "done"
+    file.write_text("[1]")
+    assert state_of(made(tmp_path)).detail == "annotations.json has changed"
+    file.unlink()
+    assert state_of(made(tmp_path)).kind == "changed"
+
+
+def test_a_run_json_that_is_no_json_has_failed_with_its_place(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    state = state_of(made(tmp_path))
+    assert state.kind == "failed"
+    assert "run.json is not valid JSON" in state.detail
+
+
+def judged(folder, judge, rows):
+    """Write two predictions, and judgments of those in `rows`, by id -> reference the judgment was given for."""
+    texts = {"a": ("A cat runs.", "A cat runs."), "b": ("A dog sits.", "A cow eats.")}
+    shared = {"variant": "mllm", "num_scenes": 2, "train_context": None, "control": None}
+    write_jsonl(
+        folder / "predictions.jsonl",
+        [{"id": name, "reference": r, "prediction": p, **shared} for name, (r, p) in texts.items()],
+    )
+    write_jsonl(
+        folder / "judgments.jsonl",
+        [
+            {"id": name, "verdict": "yes", "parsed": True, "answer": "Yes", "judge": judge.settings.name,
+             "pair_sha256": sha256_json([reference, texts[name][1]]), "key": judge.key(reference, texts[name][1])}
+            for name, reference in rows.items()
+        ],
+    )  # fmt: skip
+
+
+def judge_task(folder):
+    return Task(name="judge/mllm", stage="judge", kind="judge", module="eval.simrate", settings={}, folder=folder)
+
+
+def test_judgments_count_for_this_judge_and_these_texts_only(tmp_path):
+    (tmp_path / "simrate.yaml").write_text("judge: simrate\nmodel: one\n")
+    (tmp_path / "other.yaml").write_text("judge: simrate\nmodel: another\n")
+    judge = judge_of(tmp_path / "simrate.yaml")
+
+    def state(name="simrate.yaml"):
+        return state_of(judge_task(tmp_path), judge_file=tmp_path / name)
+
+    assert state().kind == "missing"
+    judged(tmp_path, judge, {"a": "A cat runs.", "b": "A dog sits."})
+    assert (state().kind, state().rows) == ("done", {2: 2})
+    assert state("other.yaml").kind == "missing"
+    judged(tmp_path, judge, {"a": "A cat runs.", "b": "Another reference."})
+    assert (state().kind, state().detail) == ("partly", "1 of 2 unscored")
+
+
+def test_a_broken_predictions_file_is_named(tmp_path):
+    (tmp_path / "predictions.jsonl").write_text('{"id": 3}\n')
+    (tmp_path / "judge.yaml").write_text("judge: mock\n")
+    state = state_of(judge_task(tmp_path), judge_file=tmp_path / "judge.yaml")
+    assert state.kind == "failed"
+    assert "predictions.jsonl" in state.detail
+
+
+def test_a_judge_file_without_settings_is_refused(tmp_path):
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match=r"settings of eval\.simrate"):
+        judge_of(tmp_path / "list.yaml")
+    assert judge_of(Path(__file__).parents[2] / "configs/judge/world.yaml").settings == load_judge("world").settings
+
+
+def test_a_cell_whose_stories_are_not_given_is_left_out(tmp_path):
+    task = Task(
+        name="train/x", stage="train", kind="train", module="llava.train.train", folder=tmp_path,
+        settings={"stories": "", "model_name_or_path": "m"}, ablation=Ablation(name="x", title="x", other_split=True),
+    )  # fmt: skip
+    assert state_of(task).kind == "left out"
+    assert json.dumps(state_of(task).detail)
