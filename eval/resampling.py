@@ -66,5 +66,7 @@ def estimate(
     low, high = np.quantile(defined, [0.025, 0.975])
     remark = None
     if len(defined) < 0.99 * len(drawn):
-        remark = f"interval without the {100 - 100 * len(defined) / len(drawn):.0f} % of resamples where it is not defined"
+        remark = (
+            f"interval without the {100 - 100 * len(defined) / len(drawn):.0f} % of resamples where it is not defined"
+        )
     return Estimate(value=value, low=float(low), high=float(high), remark=remark)

@@ -21,7 +21,7 @@ import numpy as np
 
 from eval.resampling import Estimate, estimate
 from eval.runs import JUDGMENTS, PREDICTIONS, Judged, RunFolder, read_runs, run_title
-from eval.table_files import CONTINUED, Sheet, to_markdown, write_tables
+from eval.tables.files import CONTINUED, Sheet, to_markdown, write_tables
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.manifest import run_manifest
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 from hypothesis import settings
 
@@ -11,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The checkout is for tests/overlay alone: scripts that other tests call run this folder's llava.
 if "LLAVA_NEXT_DIR" in os.environ:
-    os.environ["OVERLAY_CHECKOUT"] = os.path.abspath(os.environ.pop("LLAVA_NEXT_DIR"))
+    os.environ["OVERLAY_CHECKOUT"] = str(Path(os.environ.pop("LLAVA_NEXT_DIR")).absolute())
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

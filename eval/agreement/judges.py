@@ -19,7 +19,7 @@ from eval.agreement.labels import named_files
 from eval.agreement.sample import Item
 from eval.agreement.table import agreement_sheet
 from eval.runs import PREDICTIONS, read_predictions
-from eval.table_files import to_markdown, write_tables
+from eval.tables.files import to_markdown, write_tables
 from llava.imagechain.config import option, parse_config, to_json
 from llava.imagechain.files import read_jsonl
 from llava.imagechain.manifest import run_manifest

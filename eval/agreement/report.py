@@ -25,7 +25,7 @@ from eval.agreement.sample import KeyRow, read_key
 from eval.agreement.table import agreement_sheet, percent, percent_interval
 from eval.resampling import estimate
 from eval.runs import JUDGMENTS
-from eval.table_files import to_markdown, write_tables
+from eval.tables.files import to_markdown, write_tables
 from llava.imagechain.config import option, parse_config, to_json
 from llava.imagechain.files import write_jsonl
 from llava.imagechain.manifest import run_manifest

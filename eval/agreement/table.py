@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.agreement.kappa import CELLS, Agreement
 from eval.resampling import Estimate
-from eval.table_files import CONTINUED, Sheet
+from eval.tables.files import CONTINUED, Sheet
 
 HEADINGS = {
     ("person", "judge"): "People and judges",

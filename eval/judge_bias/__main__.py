@@ -27,7 +27,7 @@ from eval.judge_bias.pairs import KINDS, WORLD_KINDS, Pair, Told, make_pairs, to
 from eval.judge_bias.paraphrase import Server, ask_paraphrases, read_paraphrases
 from eval.runs import PREDICTIONS, Judged, read_run
 from eval.stats import wilson
-from eval.table_files import Sheet, to_markdown, write_tables
+from eval.tables.files import Sheet, to_markdown, write_tables
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.files import read_json, write_jsonl
 from llava.imagechain.manifest import run_manifest

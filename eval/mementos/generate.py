@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from eval.generation import PromptExamples, batches_by_length, generate
 from eval.mementos.sequences import Described, Sequences, Showing, ask
+from eval.predict.generation import PromptExamples, batches_by_length, generate
 from llava.imagechain.checkpoint import LoadedModel
 from llava.imagechain.data import ExampleSettings, Plan
 from llava.imagechain.decisions import decision, max_frames_per_scene

@@ -19,9 +19,9 @@ from typing import Any
 from eval.mementos import sequences
 from eval.mementos.data import DOMAINS, Benchmark, load_benchmark
 from eval.mementos.sequences import Described, Sequences, Showing, settle
-from eval.predict import refuse_skips
-from eval.predict_job import Job, PredictConfig, earlier_rows, named_base, trained_with
-from eval.ranks import only_one
+from eval.predict.job import Job, PredictConfig, earlier_rows, named_base, trained_with
+from eval.predict.ranks import only_one
+from eval.predict.run import refuse_skips
 from eval.runs import PREDICTIONS
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.files import JsonlAppender, read_json, sha256_json, sha256_model, write_jsonl
@@ -208,7 +208,7 @@ def predict(job: MementosJob, run: Run) -> None:
     from tqdm import tqdm
 
     from eval.mementos.generate import Prompting, describe
-    from eval.predict import load_model
+    from eval.predict.run import load_model
 
     config = job.config
     prompting = Prompting(

@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_all(config: ScoreConfig, runs: Sequence[ScoredRun], benchmark: Benchmark) -> str:
     """Write the tables and the samples; return both tables as Markdown."""
     from eval.mementos.tables import detail_sheet, table3_sheet
-    from eval.table_files import to_markdown, write_tables
+    from eval.tables.files import to_markdown, write_tables
 
     sheets = {
         "table3": table3_sheet(runs, benchmark, paper=config.paper, seed=config.seed),

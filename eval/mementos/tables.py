@@ -13,11 +13,11 @@ from eval.mementos.data import DOMAINS, Benchmark
 from eval.mementos.score import OVERALL, Scored, ScoredRun
 from eval.mementos.scoring import MODES
 from eval.stats import clustered_interval
-from eval.table_files import CONTINUED, Sheet
+from eval.tables.files import CONTINUED, Sheet
 from llava.imagechain.config import ConfigError
 from llava.imagechain.variants import VARIANTS
 
-PAPER_PATH = Path(__file__).resolve().parents[1] / "paper.yaml"
+PAPER_PATH = Path(__file__).resolve().parents[1] / "tables" / "paper.yaml"
 # The paper's rows; other variants are added where a run is given.
 ROWS = ("mllm", "mllm_ft", "visual_context", "final_scene", "imagechain")
 COLUMNS = (*DOMAINS, OVERALL)

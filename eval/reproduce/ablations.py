@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.cells import count
-from eval.compare import compare, p_text
 from eval.runs import RunFolder, column_title, read_runs
-from eval.table_files import Sheet, to_markdown, write_tables
+from eval.tables.cells import count
+from eval.tables.compare import compare, p_text
+from eval.tables.files import Sheet, to_markdown, write_tables
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.manifest import run_manifest
 

@@ -180,7 +180,7 @@ class Costs:
         )  # fmt: skip
 
     def _prediction(self, job: Any) -> dict[int, Need]:
-        from eval.predict import make_examples, model_without_weights
+        from eval.predict.run import make_examples, model_without_weights
         from llava.imagechain.estimate import PredictPlan, estimate
 
         config = dataclasses.replace(job.config, feature_cache=None)

@@ -209,7 +209,7 @@ def _train_state(task: Task) -> State:
 
 def predict_job(task: Task, **changes: Any) -> Any:
     """Return the checked prediction job of a task, as its command would make it."""
-    from eval.predict_job import PredictConfig, prepare
+    from eval.predict.job import PredictConfig, prepare
 
     return prepare(build_config(PredictConfig, [task.settings, changes]))
 

@@ -296,7 +296,7 @@ def result_task(config: GridConfig, places: Places, result: str) -> Task:
         "table1": ("eval.tables", {"output_dir": out, "table": 1, "paper": paper}),
         "table2": ("eval.tables", {"output_dir": out, "table": 2, "paper": paper}),
         "table3": ("eval.mementos.score", {"data": str(places.mementos), "output_dir": out, "paper": paper}),
-        "figure5": ("eval.figure5", {"output_dir": out, "paper": paper}),
+        "figure5": ("eval.tables.figure5", {"output_dir": out, "paper": paper}),
         "report": ("eval.report", {"stories": places.stories, "output": str(places.output / "report.html")}),
         "ablations": ("eval.reproduce.ablations", {"output_dir": out, "titles": _titles(config, cells)}),
     }[result]

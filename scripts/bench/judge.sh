@@ -3,7 +3,7 @@
 #
 # usage: bash scripts/bench/judge.sh [FLAG ...]
 #
-#   FLAG  anything that `python -m eval.bench_judge --help` lists, such as --rows 400 --rounds 3 --output-dir OUT
+#   FLAG  anything that `python -m eval.judge.bench --help` lists, such as --rows 400 --rounds 3 --output-dir OUT
 #
 # Both sides send the same prompts to the same server, which runs in a process of its own. No GPU and no model are needed.
 # The exit status is 1 when judging at concurrency 32 is not at least 8 times as fast as the loop, when a second run
@@ -16,4 +16,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 case "${1:-}" in -h | --help) usage; exit 0 ;; esac
 dry_run=0
-run "$PYTHON" -m eval.bench_judge --output-dir "$root/runs/bench" "$@"
+run "$PYTHON" -m eval.judge.bench --output-dir "$root/runs/bench" "$@"

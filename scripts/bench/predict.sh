@@ -6,7 +6,7 @@
 #
 #   --checkpoint DIR  model to predict with                  [runs/quickstart/checkpoints/imagechain]
 #   --stories DIR     StoryFrames folder                     [runs/quickstart/storyframes]
-#   FLAG              anything that `python -m eval.bench_predict --help` lists, such as --limit 64 --threads 2, or
+#   FLAG              anything that `python -m eval.predict.bench --help` lists, such as --limit 64 --threads 2, or
 #                     --vllm for a row of --backend vllm (where it is installed)
 #
 # All sides have the same weights, dtype, threads, greedy decoding and key-value cache, and none has a feature cache.
@@ -19,5 +19,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 case "${1:-}" in -h | --help) usage; exit 0 ;; esac
 dry_run=0
-run "$PYTHON" -m eval.bench_predict --checkpoint "$root/runs/quickstart/checkpoints/imagechain" \
+run "$PYTHON" -m eval.predict.bench --checkpoint "$root/runs/quickstart/checkpoints/imagechain" \
   --stories "$root/runs/quickstart/storyframes" --output-dir "$root/runs/bench" "$@"

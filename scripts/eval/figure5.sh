@@ -5,7 +5,7 @@
 #
 #   RUN_DIR    folder with predictions.jsonl and judgments.jsonl, one for each fine-tuned variant, training context
 #              (c2, c3, c4_7) and training seed
-#   FLAG       anything that `python -m eval.figure5 --help` lists, such as --paper
+#   FLAG       anything that `python -m eval.tables.figure5 --help` lists, such as --paper
 #   --dry-run  print the command and stop
 #
 # PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
@@ -14,4 +14,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 parse 2 999 "$@"
-run "$PYTHON" -m eval.figure5 --output-dir "${words[0]}" --runs "${words[@]:1}" "${flags[@]}"
+run "$PYTHON" -m eval.tables.figure5 --output-dir "${words[0]}" --runs "${words[@]:1}" "${flags[@]}"

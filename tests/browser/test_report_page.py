@@ -7,7 +7,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from eval import report
+from eval.report import __main__ as report
 from eval.runs import sha256_json
 from llava.imagechain.story import bucket_of, storyframes_features
 

@@ -46,7 +46,7 @@ def test_bfloat16_steps_lower_the_loss_as_float32_does(attention, tiny_base, sma
 
 
 def test_a_checkpoint_trained_on_the_gpu_predicts_there(tiny_base, small_stories, tmp_path):
-    from eval.predict import main
+    from eval.predict.run import main
 
     train(tiny_base, small_stories, tmp_path / "run", "--bf16", "true")
     words = ["--checkpoint", tmp_path / "run", "--stories", small_stories, "--output-dir", tmp_path / "p"]

@@ -4,7 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from eval.bench_judge import LOOP, Row, problems
+from eval.judge.bench import LOOP, Row, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 

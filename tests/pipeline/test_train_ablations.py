@@ -36,7 +36,7 @@ def first_loss(output):
 
 
 def predict(checkpoint, stories, output, *more):
-    from eval.predict import main
+    from eval.predict.run import main
 
     where = ["--checkpoint", str(checkpoint), "--stories", str(stories), "--output-dir", str(output)]
     err = io.StringIO()

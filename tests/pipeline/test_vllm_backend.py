@@ -24,10 +24,10 @@ FIRST_TOKEN = """
 import json, sys
 from pathlib import Path
 import torch
-from eval.generation import answer_batch
-from eval.predict import load_model, make_examples, prepare
-from eval.predict_job import PredictConfig
-from eval.vllm_backend import make_prompts, start_engine
+from eval.predict.generation import answer_batch
+from eval.predict.run import load_model, make_examples, prepare
+from eval.predict.job import PredictConfig
+from eval.predict.vllm_backend import make_prompts, start_engine
 
 def main():
     model, stories, output = map(Path, sys.argv[1:])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from eval.agreement.kappa import CELLS, Rater, compare, kappa
 from eval.agreement.table import agreement_sheet
 from eval.resampling import estimate
-from eval.table_files import to_markdown
+from eval.tables.files import to_markdown
 
 
 def rater(name, labels, kind="person"):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval import behaviours
+from eval.report import behaviours
 
 pytest.importorskip("HanTa", reason="HanTa is not installed (extra eval)")
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from eval import tables
-from eval.compare import compare, comparison_sheet, verdict
 from eval.runs import read_run
+from eval.tables import __main__ as tables
+from eval.tables.compare import compare, comparison_sheet, verdict
 
 
 def pair(make_run, tmp_path, first, second, **changes):

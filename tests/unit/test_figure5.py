@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from PIL import Image, ImageColor
 
-from eval import figure5
 from eval.runs import read_run
 from eval.stats import wilson
+from eval.tables import figure5
 from llava.imagechain.story import HUB_DATASET
 
 LENGTHS = (2, 3, 4, 5, 6, 7)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.predict import main
+from eval.predict.run import main
 from llava.imagechain.files import read_jsonl
 from llava.imagechain.story import bucket_of, storyframes_features
 
@@ -169,7 +169,7 @@ def test_a_device_that_is_not_there_is_an_error_without_traceback(tiny_llava, st
 
 def test_a_finished_run_does_not_load_the_model_again(tiny_llava, stories, tmp_path, monkeypatch):
     predict(tiny_llava.full, stories, tmp_path)
-    monkeypatch.setattr("eval.predict.load_model", lambda job: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("eval.predict.run.load_model", lambda job: pytest.fail("the model was loaded"))
     assert predict(tiny_llava.full, stories, tmp_path)[0] == 0
 
 
@@ -196,7 +196,7 @@ def test_a_retrained_checkpoint_is_noticed(copy_of_tiny_llava, stories, tmp_path
 
 @pytest.mark.parametrize("folder", [".", "checkpoint-2"])
 def test_adapters_follow_the_decisions_they_were_trained_with(adapter, stories, tmp_path, folder, monkeypatch):
-    import eval.predict as command
+    import eval.predict.run as command
 
     seen = []
     original = command.make_examples

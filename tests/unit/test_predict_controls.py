@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.controls import borrow_earlier_text, check_control, edit_of, shuffle_earlier
-from eval.generation import batches_by_length, clean_prediction
+from eval.predict.controls import borrow_earlier_text, check_control, edit_of, shuffle_earlier
+from eval.predict.generation import batches_by_length, clean_prediction
 from llava.imagechain.config import ConfigError
 from llava.imagechain.story import Scene, Story
 from llava.imagechain.variants import VARIANTS

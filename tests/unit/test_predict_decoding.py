@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eval.decoding import AlignedCache, common_length, greedy
+from eval.predict.decoding import AlignedCache, common_length, greedy
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 

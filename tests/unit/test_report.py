@@ -10,8 +10,8 @@ import markupsafe
 import pytest
 from PIL import Image
 
-from eval import report
-from eval.report_pairs import pair_views
+from eval.report import __main__ as report
+from eval.report.pairs import pair_views
 from eval.runs import read_run, sha256_json
 from llava.imagechain.story import bucket_of, storyframes_features
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.predict import main
-from eval.ranks import Shard, find_shard, only_one, own_gpus, shard_of_rows
-from eval.shards import main as merge_main
+from eval.predict.ranks import Shard, find_shard, only_one, own_gpus, shard_of_rows
+from eval.predict.run import main
+from eval.predict.shards import main as merge_main
 from llava.imagechain.config import ConfigError
 from llava.imagechain.files import read_jsonl, write_jsonl
 
@@ -165,7 +165,7 @@ def test_a_part_goes_on_where_it_stopped(tiny_llava, stories, parts, whole):
 def test_a_merged_run_is_finished_for_every_process(tiny_llava, stories, parts, monkeypatch):
     predict(tiny_llava.full, stories, parts, "--num-shards", 3, "--shard", 2)
     before = files(parts)
-    monkeypatch.setattr("eval.predict.load_model", lambda job: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("eval.predict.run.load_model", lambda job: pytest.fail("the model was loaded"))
     for flags in ([], ["--num-shards", 3, "--shard", 0]):
         assert predict(tiny_llava.full, stories, parts, *flags) == 0
     assert files(parts) == before

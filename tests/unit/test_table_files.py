@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eval.table_files import Sheet, to_csv, to_latex, to_markdown, write_tables
+from eval.tables.files import Sheet, to_csv, to_latex, to_markdown, write_tables
 
 HOSTILE = "a|b <script>x</script> {\\input{/etc/passwd}} 5 % of $x_1^2$ & #1 ~\n# next"
 

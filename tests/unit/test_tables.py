@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from eval import tables
-from eval.compare import compare
 from eval.runs import read_run
 from eval.stats import wilson
+from eval.tables import __main__ as tables
+from eval.tables.compare import compare
 from llava.imagechain.story import HUB_DATASET
 from llava.imagechain.variants import VARIANTS
 

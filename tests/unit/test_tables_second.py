@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eval import tables
+from eval.tables import __main__ as tables
 
 CONTEXTS = ("c2", "c3", "c4_7", "c2_7")
 LENGTHS = (2, 3, 4, 5, 6, 7)

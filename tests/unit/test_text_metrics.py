@@ -80,7 +80,9 @@ def test_verdicts_that_are_all_the_same_give_no_correlation_but_a_reason(tmp_pat
     status, found = measured(tmp_path, make_run(tmp_path / "run", [(r, p, verdict) for r, p, _ in ROWS]))
     made = found["runs"][0]["metrics"]["BLEU"]
     assert status == 0 and made["correlation"]["value"] is None and made["score"] > 0
-    assert ("all verdicts or all scores are the same" if verdict else "r is not defined: there is no row") in capsys.readouterr().out
+    assert (
+        "all verdicts or all scores are the same" if verdict else "r is not defined: there is no row"
+    ) in capsys.readouterr().out
 
 
 def test_several_runs_get_a_line_each_and_one_together(tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.predict import load_model, main, make_examples
-from eval.predict_job import PredictConfig, prepare
-from eval.vllm_backend import exported_folder, find_problems, make_prompts
+from eval.predict.job import PredictConfig, prepare
+from eval.predict.run import load_model, main, make_examples
+from eval.predict.vllm_backend import exported_folder, find_problems, make_prompts
 from llava.imagechain.config import ConfigError
 
 spec = importlib.util.spec_from_file_location("helpers_test_predict", Path(__file__).with_name("test_predict.py"))
@@ -23,7 +23,7 @@ def stories(tmp_path_factory):
 
 @pytest.fixture()
 def vllm_is_there(monkeypatch):
-    monkeypatch.setattr("eval.vllm_backend.vllm_is_installed", lambda: True)
+    monkeypatch.setattr("eval.predict.vllm_backend.vllm_is_installed", lambda: True)
 
 
 def job_of(model, stories, output, **settings):
@@ -34,7 +34,7 @@ def job_of(model, stories, output, **settings):
 
 
 def test_a_missing_vllm_is_said_before_anything_is_loaded(tiny_llava, stories, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("eval.vllm_backend.vllm_is_installed", lambda: False)
+    monkeypatch.setattr("eval.predict.vllm_backend.vllm_is_installed", lambda: False)
     words = [
         "--checkpoint",
         tiny_llava.full,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eval.generation import clean_prediction
+from eval.predict.generation import clean_prediction
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.imagechain.prompts import render
 from llava.imagechain.variants import Variant, build_dialogue

@@ -18,17 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.behaviours import available, mark_behaviours
-from eval.report_pairs import pair_views
-from eval.runs import Judged, RunFolder, read_runs
-from eval.tables import COLUMNS, Row, Table, build_table, column_title
+from eval.report.behaviours import available, mark_behaviours
+from eval.report.pairs import pair_views
+from eval.runs import Judged, RunFolder, column_title, read_runs
+from eval.tables.cells import COLUMNS
+from eval.tables.table1 import Row, Table, build_table
 from llava.imagechain.config import option, parse_config, to_json
 from llava.imagechain.files import write_text
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, Story, StoryFrames, load_stories
 
 logger = logging.getLogger("eval.report")
-PAGE_DIR = Path(__file__).resolve().parent / "report_page"
+PAGE_DIR = Path(__file__).resolve().parent
 LARGEST_FRAME_PIXELS = 64_000_000
 
 

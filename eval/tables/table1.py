@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from eval.cells import COLUMNS, Cell, Spread, count, load_paper, spread
-from eval.compare import Comparison, compare, comparison_sheet
 from eval.runs import CONTROLS, RunFolder, by_cell, column_title
 from eval.stats import detectable_unpaired, newcombe
-from eval.table_files import CONTINUED, Sheet
+from eval.tables.cells import COLUMNS, Cell, Spread, count, load_paper, spread
+from eval.tables.compare import Comparison, compare, comparison_sheet
+from eval.tables.files import CONTINUED, Sheet
 from llava.imagechain.story import HUB_DATASET
 from llava.imagechain.variants import VARIANTS
 

@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 
-from eval.compare import Comparison, compare, p_text, verdict
 from eval.runs import RunFolder
 from eval.stats import holm
+from eval.tables.compare import Comparison, compare, p_text, verdict
 
 SURE = 0.05
 

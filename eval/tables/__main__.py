@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval import table2
-from eval.cells import COLUMNS, Cell
-from eval.compare import compare, comparison_sheet, verdict
 from eval.runs import JUDGMENTS, PREDICTIONS, RunFolder, column_title, read_runs
-from eval.table1 import Row, Table, build_table, pairs_sheet, to_sheet
-from eval.table_files import Sheet, to_markdown, write_tables
+from eval.tables import table2
+from eval.tables.cells import COLUMNS, Cell
+from eval.tables.compare import compare, comparison_sheet, verdict
+from eval.tables.files import Sheet, to_markdown, write_tables
+from eval.tables.table1 import Row, Table, build_table, pairs_sheet, to_sheet
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS

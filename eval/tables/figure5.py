@@ -1,6 +1,6 @@
 """Figure 5 of the paper from judged runs: SimRate by training context, one line per fine-tuned variant.
 
-Launch: python -m eval.figure5 --runs RUN [RUN ...] --output-dir OUT [--paper]
+Launch: python -m eval.tables.figure5 --runs RUN [RUN ...] --output-dir OUT [--paper]
 
 Writes figure5.png, figure5.svg and figure5.json (every number drawn). The large panel is tested on C2-6, the small ones
 on each number of scenes. A bar is the 95 % Wilson interval over the stories; several runs of one variant are its
@@ -16,17 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.cells import count, load_paper, rounded, spread
 from eval.runs import JUDGMENTS, PREDICTIONS, RunFolder, by_cell, column_title, read_runs
 from eval.stats import wilson
-from eval.table1 import run_names, run_notes, seed_text
+from eval.tables.cells import count, load_paper, rounded, spread
+from eval.tables.table1 import run_names, run_notes, seed_text
 from llava.imagechain.config import option, parse_config, to_json
 from llava.imagechain.files import atomic_path, write_json
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import HUB_DATASET
 from llava.imagechain.variants import VARIANTS
 
-logger = logging.getLogger("eval.figure5")
+logger = logging.getLogger("eval.tables.figure5")
 TRAINED_ON = ("c2", "c3", "c4_7")
 MAIN, SMALL = "c2_6", ("c2", "c3", "c4", "c5", "c6", "c4_6")
 # Close to the palette of Okabe and Ito, told apart with every kind of colour vision, and by marker and line in print.
@@ -42,7 +42,7 @@ INK, QUIET, LINE = "#222222", "#555555", "#D9D9D9"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure5Config:
-    """Settings of eval.figure5."""
+    """Settings of eval.tables.figure5."""
 
     runs: list[Path] = option(help="run folders with predictions.jsonl and judgments.jsonl")
     output_dir: Path = option(help="folder for figure5.png, figure5.svg and figure5.json")
@@ -272,7 +272,7 @@ def _legend(page: Any, figure: Figure5, *, cut: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(Figure5Config, argv, program="eval.figure5", description=__doc__ or "")
+    config = parse_config(Figure5Config, argv, program="eval.tables.figure5", description=__doc__ or "")
     try:
         runs = read_runs(config.runs)
         figure = build_figure(runs, paper=config.paper)
@@ -286,10 +286,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             write_json(config.output_dir / "figure5.json", data)
     except (ValueError, OSError) as error:
-        print(f"eval.figure5: {error}", file=sys.stderr)
+        print(f"eval.tables.figure5: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("eval.figure5: interrupted; run the same command again", file=sys.stderr)
+        print("eval.tables.figure5: interrupted; run the same command again", file=sys.stderr)
         return 130
     print("\n".join(f"- {note}" for note in figure.notes))
     print(f"-> {' and '.join(map(str, paths))} (numbers: {config.output_dir / 'figure5.json'})")

@@ -1,6 +1,6 @@
 """Time prediction against a loop of one story at a time, one row per lever.
 
-Launch: python -m eval.bench_predict --checkpoint DIR --stories DIR --output-dir OUT
+Launch: python -m eval.predict.bench --checkpoint DIR --stories DIR --output-dir OUT
 
 Every row uses the same weights, dtype, threads, prompts and greedy decoding, a key-value cache and no feature cache;
 frames are decoded and preprocessed in the timed part. Rounds are interleaved and the median is shown, with the
@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.predict_job import PredictConfig, prepare
-from eval.vllm_backend import vllm_version
+from eval.predict.job import PredictConfig, prepare
+from eval.predict.vllm_backend import vllm_version
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.files import write_json, write_text
 from llava.imagechain.manifest import git_revision, package_versions, run_manifest
@@ -30,13 +30,13 @@ from llava.imagechain.story import CONTEXTS
 from llava.imagechain.variants import VARIANTS
 
 if TYPE_CHECKING:
-    from eval.predict_job import Job
+    from eval.predict.job import Job
     from llava.imagechain.checkpoint import LoadedModel
     from llava.imagechain.story import StoryFrames
 
-logger = logging.getLogger("eval.bench_predict")
-PROGRAM = "python -m eval.bench_predict"
-PEERS = Path(__file__).resolve().parents[1] / "scripts" / "bench" / "peers"
+logger = logging.getLogger("eval.predict.bench")
+PROGRAM = "python -m eval.predict.bench"
+PEERS = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "peers"
 AUTHORS = "one story at a time, one tower call a scene (the authors' way)"
 LMMS_EVAL = "one request at a time, one tower call a request (lmms-eval's way)"
 OURS = "+ batches of like length, a video's frames encoded once (eval.predict)"
@@ -85,8 +85,8 @@ def load_peer(name: str) -> Any:
 
 def make_rows(job: Job, loaded: LoadedModel, engine: Any = None) -> dict[str, Callable[[], Texts]]:
     """Return what is measured: the peers, the levers in their order, each row keeping those above it, and vLLM."""
-    from eval.generation import batches_by_length, generate
-    from eval.predict import make_examples
+    from eval.predict.generation import batches_by_length, generate
+    from eval.predict.run import make_examples
     from llava.imagechain.decisions import decision
 
     config, size = job.config, job.config.batch_size
@@ -104,7 +104,7 @@ def make_rows(job: Job, loaded: LoadedModel, engine: Any = None) -> dict[str, Ca
         if not by_length:
             batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         if vllm:
-            from eval.vllm_backend import generate_with_vllm
+            from eval.predict.vllm_backend import generate_with_vllm
 
             engine.llm.reset_prefix_cache()  # the rounds before it count for nothing
             results = generate_with_vllm(engine, job, loaded, examples, batches)
@@ -141,7 +141,7 @@ def bench(config: BenchConfig) -> int:
     """Measure, write the table, return the exit status."""
     import torch
 
-    from eval.predict import load_model
+    from eval.predict.run import load_model
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -171,7 +171,7 @@ def started_engine(job: Job, loaded: LoadedModel) -> Any:
     Raises:
         ConfigError: It is not installed, or cannot run the checkpoint.
     """
-    from eval.vllm_backend import find_problems, start_engine
+    from eval.predict.vllm_backend import find_problems, start_engine
 
     if problems := find_problems(job.config.checkpoint):
         raise ConfigError("; ".join(problems))

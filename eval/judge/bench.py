@@ -1,6 +1,6 @@
 """Time eval.simrate against a plain loop over the openai client, on one local server that answers after 50 ms.
 
-Launch: python -m eval.bench_judge --output-dir OUT
+Launch: python -m eval.judge.bench --output-dir OUT
 
 Every row judges the same comparisons with the same prompt, and starts with an empty cache. Rounds are interleaved and
 the median is shown, with the processor time of the client beside it: where the machine has other work, that bounds the
@@ -33,9 +33,9 @@ from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.files import read_jsonl, write_json, write_jsonl, write_text
 from llava.imagechain.manifest import run_manifest
 
-logger = logging.getLogger("eval.bench_judge")
-PROGRAM = "python -m eval.bench_judge"
-PEERS = Path(__file__).resolve().parents[1] / "scripts" / "bench" / "peers"
+logger = logging.getLogger("eval.judge.bench")
+PROGRAM = "python -m eval.judge.bench"
+PEERS = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "peers"
 MODEL = "slow-judge"
 WANTED_SPEEDUP, AT_CONCURRENCY = 8.0, 32
 LOOP = "a loop over the openai client, one call after the other"

@@ -1,6 +1,6 @@
 """Merge what several prediction processes wrote, after checking that every story is there exactly once.
 
-Launch: python -m eval.shards --output-dir RUN_DIR
+Launch: python -m eval.predict.shards --output-dir RUN_DIR
 
 Each process of `eval.predict --num-shards N` writes RUN_DIR/shards/K-of-N; the last one to finish merges by itself. The
 merged predictions.jsonl and skipped.jsonl are those of a run by one process: the same rows in the same order.
@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.predict_job import Job, PredictConfig, is_usable
-from eval.ranks import SHARDS, Shard, shard_folders
+from eval.predict.job import Job, PredictConfig, is_usable
+from eval.predict.ranks import SHARDS, Shard, shard_folders
 from eval.runs import PREDICTIONS
 from llava.imagechain.config import ConfigError, build_config, option, parse_config, to_json
 from llava.imagechain.files import read_json, read_jsonl, sha256_json, write_jsonl
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import StoryFrames, load_stories
 
-logger = logging.getLogger("eval.shards")
-PROGRAM = "python -m eval.shards"
+logger = logging.getLogger("eval.predict.shards")
+PROGRAM = "python -m eval.predict.shards"
 SKIPPED = "skipped.jsonl"
 SHOWN_IDS = 5  # of each problem
 SUMMED = ("predicted", "prompt_tokens", "new_tokens", "shortened")
@@ -33,7 +33,7 @@ SUMMED = ("predicted", "prompt_tokens", "new_tokens", "shortened")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Settings of eval.shards."""
+    """Settings of eval.predict.shards."""
 
     output_dir: Path = option(help="run folder with the shards of eval.predict --num-shards in it")
     stories: Path | None = option(None, help="StoryFrames folder; by default the one the run names")

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from eval.controls import CONTROLS, check_control
-from eval.ranks import SHARDS, Shard, find_shard, select_shard, shard_folders
+from eval.predict.controls import CONTROLS, check_control
+from eval.predict.ranks import SHARDS, Shard, find_shard, select_shard, shard_folders
+from eval.predict.vllm_backend import find_problems
 from eval.runs import PREDICTIONS
-from eval.vllm_backend import find_problems
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.files import read_json, read_jsonl, sha256_json, sha256_model
@@ -37,7 +37,7 @@ class PredictConfig:
     split: str = option("validation", help="split of the stories", choices=list(SPLIT_FOLDERS))
     context: str = option("c2_7", help="numbers of scenes", choices=list(CONTEXTS))
     output_dir: Path = option(help="folder for predictions.jsonl, skipped.jsonl and run.json")
-    control: str = option("none", help="spoil the stories on purpose, see eval/controls.py", choices=CONTROLS)
+    control: str = option("none", help="spoil the stories on purpose, see eval/predict/controls.py", choices=CONTROLS)
     batch_size: int = option(8, help="stories per batch")
     max_new_tokens: int = option(128, help="most tokens of an answer")
     max_length: int | None = option(
@@ -242,8 +242,8 @@ def with_earlier_rows(job: Job) -> Job:
     if shard is None:
         if cuts and not done and not job.config.overwrite:
             raise ConfigError(
-                f"{parts}; go on with --num-shards, merge them with python -m eval.shards --output-dir {output_dir}, "
-                "or drop them with --overwrite"
+                f"{parts}; go on with --num-shards, merge them with python -m eval.predict.shards --output-dir "
+                f"{output_dir}, or drop them with --overwrite"
             )
         return whole
     if cuts - {shard.of}:

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from eval.cells import Cell, Spread, count, load_paper, spread
-from eval.compare import Comparison, compare, p_text
 from eval.runs import RunFolder, by_cell, column_title
 from eval.stats import mean_and_range
-from eval.table1 import run_names, run_notes, seed_text
-from eval.table_files import CONTINUED, Sheet
+from eval.tables.cells import Cell, Spread, count, load_paper, spread
+from eval.tables.compare import Comparison, compare, p_text
+from eval.tables.files import CONTINUED, Sheet
+from eval.tables.table1 import run_names, run_notes, seed_text
 from llava.imagechain.story import HUB_DATASET
 
 VARIANT = "imagechain"

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from eval.controls import Edit
-from eval.decoding import greedy
+from eval.predict.controls import Edit
+from eval.predict.decoding import greedy
 from llava.imagechain.data import Plan, StoryExamples
 from llava.imagechain.prompts import COMMON_MARKS
 from llava.imagechain.story import Scene, Story, clean_text

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.runs import Judged, RunFolder, column_title, run_title
 from eval.stats import CONFIDENCE, clustered_interval, detectable_paired, holm, mcnemar
-from eval.table_files import Sheet
+from eval.tables.files import Sheet
 from llava.imagechain.story import CONTEXTS
 
 FEW_VIDEOS = 20

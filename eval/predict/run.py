@@ -4,8 +4,8 @@ Launch: python -m eval.predict --checkpoint DIR --variant imagechain --stories D
 
 Writes predictions.jsonl (one row a story), skipped.jsonl and run.json. A rerun goes on where it stopped, after checking
 that nothing that decides the texts has changed. The checkpoint may be a whole model, a LoRA folder or a checkpoint-N.
-Several processes share a split with --num-shards, or when torchrun or srun starts them (eval/shards.py). --backend vllm
-has vLLM run the language model (eval/vllm_backend.py).
+Several processes share a split with --num-shards, or when torchrun or srun starts them (eval/predict/shards.py).
+--backend vllm has vLLM run the language model (eval/predict/vllm_backend.py).
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import dataclasses
 import logging
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval.controls import edit_of
-from eval.predict_job import Job, PredictConfig, named_base, prepare, usable_rows
-from eval.ranks import SHARDS, only_one, own_gpus
-from eval.shards import merge_when_complete
-from eval.vllm_backend import vllm_version
+from eval.predict.controls import edit_of
+from eval.predict.job import Job, PredictConfig, named_base, prepare, usable_rows
+from eval.predict.ranks import SHARDS, only_one, own_gpus
+from eval.predict.shards import merge_when_complete
+from eval.predict.vllm_backend import vllm_version
 from llava.imagechain.config import ConfigError, parse_config, to_json
 from llava.imagechain.files import JsonlAppender, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 
 if TYPE_CHECKING:
-    from eval.generation import Generated, PromptExamples
+    from eval.predict.generation import Generated, PromptExamples
     from llava.imagechain.checkpoint import LoadedModel
     from llava.imagechain.estimate import Estimate
     from llava.imagechain.story import StoryFrames
@@ -90,7 +89,7 @@ def follow_decisions(job: Job, model_config: Any) -> None:
 
 def make_examples(job: Job, loaded: LoadedModel) -> PromptExamples:
     """Write out the prompts of all stories; those that cannot be shown are in its `skipped`."""
-    from eval.generation import PromptExamples
+    from eval.predict.generation import PromptExamples
     from llava.imagechain.data import ExampleSettings, text_stories
     from llava.imagechain.decisions import decision, max_frames_per_scene
 
@@ -137,12 +136,12 @@ def answers(
     job: Job, loaded: LoadedModel, examples: PromptExamples, pending: Sequence[int]
 ) -> Iterator[list[Generated]]:
     """Return the answers to the pending examples, some at a time."""
-    from eval.generation import batches_by_length, generate
+    from eval.predict.generation import batches_by_length, generate
 
     config = job.config
     batches = batches_by_length(examples.plans, pending, config.batch_size)
     if config.backend == "vllm" and batches:
-        from eval.vllm_backend import generate_with_vllm, keep_vision_only, start_engine
+        from eval.predict.vllm_backend import generate_with_vllm, keep_vision_only, start_engine
 
         keep_vision_only(loaded.model)
         engine = start_engine(job, device_and_dtype(config)[1], examples.settings.max_length)
@@ -326,8 +325,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the predictions so far are kept, run the same command again", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # from Slurm, or from the script that started the parts
-    sys.exit(main())

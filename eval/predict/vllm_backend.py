@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from eval.ranks import only_one
+from eval.predict.ranks import only_one
 from llava.imagechain.config import ConfigError, to_json
 from llava.imagechain.files import read_json, write_json
 from llava.imagechain.manifest import run_manifest
@@ -31,12 +31,12 @@ from llava.imagechain.manifest import run_manifest
 if TYPE_CHECKING:
     import torch
 
-    from eval.generation import Generated, PromptExamples
-    from eval.predict_job import Job
+    from eval.predict.generation import Generated, PromptExamples
+    from eval.predict.job import Job
     from llava.imagechain.checkpoint import LoadedModel
     from llava.imagechain.data import Plan
 
-logger = logging.getLogger("eval.vllm_backend")
+logger = logging.getLogger("eval.predict.vllm_backend")
 MARKER = "engine.json"  # says which checkpoint an exported folder was made from
 IN_FLIGHT = 256  # stories that vLLM holds at a time; their scene tokens lie in memory
 
@@ -153,7 +153,7 @@ def generate_with_vllm(
     from vllm import SamplingParams
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    from eval.generation import as_text, read_batches
+    from eval.predict.generation import as_text, read_batches
 
     llm = engine.llm
     decoding = SamplingParams(
@@ -199,7 +199,7 @@ def scene_tokens(model: Any, batch: Sequence[Mapping[str, Any]]) -> list[list[to
     """Return each example's scenes as the language model sees them: S tensors (N, D) on the CPU."""
     import torch
 
-    from eval.generation import scene_features
+    from eval.predict.generation import scene_features
     from llava.constants import IMAGE_TOKEN_INDEX
 
     with torch.inference_mode():

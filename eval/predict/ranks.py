@@ -18,7 +18,7 @@ from pathlib import Path
 from llava.imagechain.config import ConfigError
 from llava.imagechain.story import StoryFrames
 
-logger = logging.getLogger("eval.ranks")
+logger = logging.getLogger("eval.predict.ranks")
 SHARDS = "shards"
 
 

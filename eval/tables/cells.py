@@ -20,7 +20,7 @@ PAPER_PATH = Path(__file__).resolve().parent / "paper.yaml"
 
 @functools.cache
 def load_paper() -> dict[str, Any]:
-    """Return the numbers printed in the paper (eval/paper.yaml)."""
+    """Return the numbers printed in the paper (eval/tables/paper.yaml)."""
     return yaml.safe_load(PAPER_PATH.read_text(encoding="utf-8"))
 
 

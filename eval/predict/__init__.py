@@ -1,0 +1,1 @@
+"""One checkpoint and one variant on a split of stories: predictions.jsonl."""

@@ -1,0 +1,1 @@
+"""report.html: the tables with pictures, predictions and verdicts."""
