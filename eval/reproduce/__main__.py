@@ -24,9 +24,25 @@ from eval.reproduce.plan import entries_of, to_text
 from eval.reproduce.runner import Outcome, Runner, duration, first_line, locked
 from eval.reproduce.states import RESULT_FILES, State, judge_of, state_of
 from eval.reproduce.tasks import Task, places_of, tasks_of
-from llava.imagechain.config import ConfigError, nearest, parse_config
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, nearest
 
-PROGRAM = "python -m eval.reproduce"
+
+def reproduce(config: GridConfig) -> int:
+    """Plan and run the grid; return the exit status."""
+    check(config)
+    judge = judge_of(in_repository(config.judge))
+    gpus = config.gpus or found_gpus()
+    tasks = tasks_of(config, bf16=has_bfloat16(gpus))
+    state = functools.partial(state_of, judge_file=config.judge)
+    if config.slurm:
+        from eval.reproduce.slurm import submit
+
+        return submit(config, tasks, state)
+    if config.dry_run:
+        print(to_text(entries_of(tasks, state, Costs(config), judge), places_of(config).output))
+        return 0
+    return work(config, chosen(tasks, config.only), state, gpus)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,27 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)  # between the libraries themselves
-    config = parse_config(GridConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        check(config)
-        judge = judge_of(in_repository(config.judge))
-        gpus = config.gpus or found_gpus()
-        tasks = tasks_of(config, bf16=has_bfloat16(gpus))
-        state = functools.partial(state_of, judge_file=config.judge)
-        if config.slurm:
-            from eval.reproduce.slurm import submit
-
-            return submit(config, tasks, state)
-        if config.dry_run:
-            print(to_text(entries_of(tasks, state, Costs(config), judge), places_of(config).output))
-            return 0
-        return work(config, chosen(tasks, config.only), state, gpus)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_command(
+        GridConfig, reproduce, argv, program="python -m eval.reproduce", description=__doc__ or "",
+        interrupted="the same command goes on from here",
+    )  # fmt: skip
 
 
 def work(config: GridConfig, tasks: Sequence[Task], state: functools.partial[State], gpus: Sequence[str]) -> int:

@@ -17,10 +17,10 @@ from eval.runs import RunFolder, column_title, read_runs
 from eval.tables.cells import count
 from eval.tables.compare import compare, p_text
 from eval.tables.files import Sheet, to_markdown, write_tables
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.manifest import run_manifest
 
-PROGRAM = "python -m eval.reproduce.ablations"
 DEFAULT = "default"
 CONTEXT = "c2_6"
 METHOD = (
@@ -96,24 +96,25 @@ def _difference(name: str, run: RunFolder, default: RunFolder) -> tuple[tuple[st
     return (f"{found.difference:+.2f}", between, p_text(found.p_value), str(found.n)), {"comparison": found.to_json()}
 
 
+def make_table(config: AblationsConfig) -> None:
+    """Write and print the table."""
+    if wrong := [text for text in config.titles if "=" not in text]:
+        raise ConfigError(f"titles: NAME=TITLE was wanted, found {wrong[0]!r}")
+    titles = dict(text.split("=", 1) for text in config.titles)
+    runs = read_runs(config.runs)
+    inputs = [path for run in runs for name in ("predictions.jsonl", "judgments.jsonl")
+              if (path := run.path / name).is_file()]  # fmt: skip
+    with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="ablations_run.json"):
+        sheet = build_sheet(sorted(runs, key=lambda run: titles.get(run.path.name) != DEFAULT), titles)
+        write_tables(config.output_dir / "ablations", sheet)
+    print(to_markdown(sheet))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    config = parse_config(AblationsConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        if wrong := [text for text in config.titles if "=" not in text]:
-            raise ConfigError(f"titles: NAME=TITLE was wanted, found {wrong[0]!r}")
-        titles = dict(text.split("=", 1) for text in config.titles)
-        runs = read_runs(config.runs)
-        inputs = [path for run in runs for name in ("predictions.jsonl", "judgments.jsonl")
-                  if (path := run.path / name).is_file()]  # fmt: skip
-        with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="ablations_run.json"):
-            sheet = build_sheet(sorted(runs, key=lambda run: titles.get(run.path.name) != DEFAULT), titles)
-            write_tables(config.output_dir / "ablations", sheet)
-    except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    print(to_markdown(sheet))
-    return 0
+    return run_command(
+        AblationsConfig, make_table, argv, program="python -m eval.reproduce.ablations", description=__doc__ or ""
+    )
 
 
 if __name__ == "__main__":

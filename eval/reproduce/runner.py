@@ -232,7 +232,7 @@ class Runner:
         say(line, clear=True)
 
     def _remaining(self) -> str:
-        """Return the expected remaining time, once every kind of task that is left has been measured."""
+        """Return the expected remaining time; "at least" while a kind of task has not been measured yet."""
         measured: dict[str, list[float]] = {}
         for outcome in self.outcomes.values():
             if outcome.ending == "made":
@@ -240,13 +240,10 @@ class Runner:
                 sums[0] += outcome.seconds
                 sums[1] += self.expect(outcome.task) or 1.0
         left = [task for task in self.tasks if task.name not in self.outcomes]
-        if any(task.kind not in measured for task in left if task.kind != "result"):
-            return ""
-        seconds = sum(
-            measured[task.kind][0] / measured[task.kind][1] * (self.expect(task) or 1.0)
-            for task in left if task.kind in measured
-        )  # fmt: skip
-        return f", about {duration(seconds)} left" if left else ""
+        known = [task for task in left if task.kind in measured]
+        seconds = sum(measured[task.kind][0] / measured[task.kind][1] * (self.expect(task) or 1.0) for task in known)
+        unknown = any(task.kind not in measured and task.kind != "result" for task in left)
+        return f", {'at least' if unknown else 'about'} {duration(seconds)} left" if known else ""
 
     def _show_running(self) -> None:
         every_s = 1 if sys.stderr.isatty() else 60
