@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge import Judge, load_judge
-from eval.judge.cache import AnswerCache, default_cache_path
+from eval.judge.cache import AnswerCache, cache_path
 from eval.judge.client import Reply, Request, ServerError, ask_all, check_server, check_url
 from eval.judge.cost import Cost, Spending, check_cost, estimate
 from eval.runs import JUDGMENTS, Prediction, read_predictions
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import JsonlAppender, read_json, read_jsonl, sha256_json, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 
@@ -364,29 +365,21 @@ def chosen_judge(config: SimRateConfig) -> Judge:
     return judge
 
 
+def run(config: SimRateConfig) -> int:
+    """Judge the files that the settings name; return the exit status."""
+    judge = chosen_judge(config)
+    sheets = read_sheets(config)
+    asks = judge.settings.answers_from == "server"
+    with contextlib.closing(AnswerCache(cache_path(config.cache) if asks else None)) as cache:
+        return judge_sheets(config, judge, sheets, cache)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "openai"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = parse_config(SimRateConfig, argv, program="eval.simrate", description=__doc__ or "")
-    cache = None
-    try:
-        judge = chosen_judge(config)
-        sheets = read_sheets(config)
-        on_disk = judge.settings.answers_from == "server" and config.cache != "off"
-        path = default_cache_path() if config.cache == "auto" else Path(config.cache).expanduser()
-        cache = AnswerCache(path if on_disk else None)
-        return judge_sheets(config, judge, sheets, cache)
-    except (ValueError, ServerError, OSError, sqlite3.Error) as error:
-        print(f"eval.simrate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.simrate: interrupted; the answers so far are kept, run the same command again", file=sys.stderr)
-        return 130
-    finally:
-        if cache is not None:
-            cache.close()
+    return run_command(
+        SimRateConfig, run, argv, program="eval.simrate", description=__doc__ or "",
+        interrupted="the answers so far are kept, run the same command again", errors=(ServerError, sqlite3.Error),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

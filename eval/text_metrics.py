@@ -22,7 +22,8 @@ import numpy as np
 from eval.resampling import Estimate, estimate
 from eval.runs import JUDGMENTS, PREDICTIONS, Judged, RunFolder, read_runs, run_title
 from eval.tables.files import CONTINUED, Sheet, to_markdown, write_tables
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.manifest import run_manifest
 
 logger = logging.getLogger("eval.text_metrics")
@@ -266,26 +267,20 @@ def measure_runs(config: TextMetricsConfig, runs: Sequence[RunFolder]) -> Sheet:
     return metrics_sheet(lines, metrics, notes)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score's remark about its tokenizer
-    config = parse_config(TextMetricsConfig, argv, program="eval.text_metrics", description=__doc__ or "")
-    try:
-        runs = read_runs(config.runs)
-        inputs = [run.path / name for run in runs for name in (PREDICTIONS, JUDGMENTS)]
-        with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="text_metrics_run.json"):
-            sheet = measure_runs(config, runs)
-            written = write_tables(config.output_dir / "text_metrics", sheet)
-    except (ValueError, OSError) as error:
-        print(f"eval.text_metrics: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.text_metrics: interrupted; run the same command again", file=sys.stderr)
-        return 130
+def make_table(config: TextMetricsConfig) -> None:
+    """Measure, write and print the table."""
+    runs = read_runs(config.runs)
+    inputs = [run.path / name for run in runs for name in (PREDICTIONS, JUDGMENTS)]
+    with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="text_metrics_run.json"):
+        sheet = measure_runs(config, runs)
+        written = write_tables(config.output_dir / "text_metrics", sheet)
     print(to_markdown(sheet))
     print(f"-> {written[0]} (and .csv, .tex, .json)")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(TextMetricsConfig, make_table, argv, program="eval.text_metrics", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import io
 import logging
 import random
 import re
-import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import Any
 
 from eval.agreement.sample import Candidate, KeyRow, by_stratum, candidates, draw, row_names, texts_sha256, weights
 from eval.runs import JUDGMENTS, PREDICTIONS, read_runs
-from llava.imagechain.config import option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import option, to_json
 from llava.imagechain.files import atomic_path, sha256_json, write_jsonl, write_text
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import SPLIT_FOLDERS, Story, StoryFrames, clean_text, load_stories
@@ -216,35 +216,29 @@ def describe(items: Sequence[Candidate], drawn: Sequence[Candidate]) -> str:
     return "\n".join(["distinct predictions drawn, by run and verdict:", *lines])
 
 
+def export(config: ExportConfig) -> None:
+    """Draw the sample and write both folders."""
+    check_target(config)
+    runs = read_runs(config.runs)
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ValueError("--runs: one of the folders is given twice")
+    rng = random.Random(config.seed)
+    stories = load_stories(config.stories, config.split)
+    everything = candidates(runs, rng)
+    items, index, lost = find_stories(everything, stories, f"{config.stories} ({config.split})")
+    drawn = draw(items, config.num, rng)
+    print(describe(items, drawn))
+    if lost:
+        print(f"{len(lost)} predictions are left out: their stories are not in {config.stories} ({config.split})")
+    if config.dry_run:
+        print("nothing was written")
+        return
+    inputs = [run.path / name for run in runs for name in (PREDICTIONS, JUDGMENTS)]
+    with run_manifest(config.output_dir / "key", config=to_json(config), inputs=inputs) as run:
+        run.record(left_out=len(lost), rows=len(drawn))
+        print(write_export(config, items, drawn, (stories, index)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    program = "eval.agreement export"
-    config = parse_config(ExportConfig, argv, program=program, description=__doc__ or "")
-    try:
-        check_target(config)
-        runs = read_runs(config.runs)
-        if len({run.path.resolve() for run in runs}) < len(runs):
-            raise ValueError("--runs: one of the folders is given twice")
-        rng = random.Random(config.seed)
-        stories = load_stories(config.stories, config.split)
-        everything = candidates(runs, rng)
-        items, index, lost = find_stories(everything, stories, f"{config.stories} ({config.split})")
-        drawn = draw(items, config.num, rng)
-        print(describe(items, drawn))
-        if lost:
-            print(f"{len(lost)} predictions are left out: their stories are not in {config.stories} ({config.split})")
-        if config.dry_run:
-            print("nothing was written")
-            return 0
-        inputs = [run.path / name for run in runs for name in (PREDICTIONS, JUDGMENTS)]
-        with run_manifest(config.output_dir / "key", config=to_json(config), inputs=inputs) as run:
-            run.record(left_out=len(lost), rows=len(drawn))
-            print(write_export(config, items, drawn, (stories, index)))
-    except (ValueError, OSError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command again", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(ExportConfig, export, argv, program="eval.agreement export", description=__doc__ or "")

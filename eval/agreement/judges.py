@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from eval.agreement.sample import Item
 from eval.agreement.table import agreement_sheet
 from eval.runs import PREDICTIONS, read_predictions
 from eval.tables.files import to_markdown, write_tables
-from llava.imagechain.config import option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import option, to_json
 from llava.imagechain.files import read_jsonl
 from llava.imagechain.manifest import run_manifest
 
@@ -100,34 +100,26 @@ def compare_judges(judgments: Judgments, seed: int) -> list[Agreement]:
     return [compare(first, second, judgments.videos, seed=seed) for first, second in pairs]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    program = "eval.agreement judges"
-    config = parse_config(JudgesConfig, argv, program=program, description=__doc__ or "")
-    try:
-        files = named_files(config.judgments, "judgments")
-        judgments = read_judgments(files)
-        if len(judgments.judges) < 2:
-            raise ValueError(
-                f"verdicts of two judges were wanted, found {[judge.name for judge in judgments.judges]}; files of "
-                "different judges that call themselves the same are told apart by NAME=FILE"
-            )
-        agreements = compare_judges(judgments, config.seed)
-        if not any(one.n for one in agreements):
-            raise ValueError(
-                "the judges have no prediction in common; the same stories with the same texts were wanted"
-            )
-        paths = [path for _, path in files]
-        with run_manifest(config.output_dir, config=to_json(config), inputs=paths, name="agreement_run.json"):
-            sheet = agreement_sheet(agreements, notes=judgments.notes)
-            written = write_tables(config.output_dir / "agreement", sheet)
-    except (ValueError, OSError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command again", file=sys.stderr)
-        return 130
+def report(config: JudgesConfig) -> None:
+    """Compare the judges, write and print the table."""
+    files = named_files(config.judgments, "judgments")
+    judgments = read_judgments(files)
+    if len(judgments.judges) < 2:
+        raise ValueError(
+            f"verdicts of two judges were wanted, found {[judge.name for judge in judgments.judges]}; files of "
+            "different judges that call themselves the same are told apart by NAME=FILE"
+        )
+    agreements = compare_judges(judgments, config.seed)
+    if not any(one.n for one in agreements):
+        raise ValueError("the judges have no prediction in common; the same stories with the same texts were wanted")
+    paths = [path for _, path in files]
+    with run_manifest(config.output_dir, config=to_json(config), inputs=paths, name="agreement_run.json"):
+        sheet = agreement_sheet(agreements, notes=judgments.notes)
+        written = write_tables(config.output_dir / "agreement", sheet)
     print(to_markdown(sheet))
     print(f"-> {written[0]} (and .csv, .tex, .json)")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(JudgesConfig, report, argv, program="eval.agreement judges", description=__doc__ or "")

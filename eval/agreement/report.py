@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,8 @@ from eval.agreement.table import agreement_sheet, percent, percent_interval
 from eval.resampling import estimate
 from eval.runs import JUDGMENTS
 from eval.tables.files import to_markdown, write_tables
-from llava.imagechain.config import option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import option, to_json
 from llava.imagechain.files import write_jsonl
 from llava.imagechain.manifest import run_manifest
 
@@ -124,34 +124,28 @@ def summary_notes(people_rates: Sequence[dict[str, Any]], skipped: Sequence[dict
     return lines + [f"{rater}: {count} rows do not count: {reason}." for (rater, reason), count in reasons.items()]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    program = "eval.agreement import"
-    config = parse_config(ImportConfig, argv, program=program, description=__doc__ or "")
-    try:
-        files = named_files(config.labels, "labels")
-        key = read_key(config.key)
-        people, skipped = read_people(files, key)
-        judgments, judged = judgments_of(config, key)
-        inputs = [config.key, *(path for _, path in files), *judged]
-        with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="agreement_run.json"):
-            found = rates([*people, *judgments.judges], key, config.seed)
-            agreements = compare_all(people, judgments, key, config.seed)
-            notes = [*summary_notes(found, skipped), *judgments.notes]
-            facts = [{**one, "yes": dataclasses.asdict(one["yes"]),
-                      "yes_weighted": dataclasses.asdict(one["yes_weighted"])} for one in found]  # fmt: skip
-            sheet = agreement_sheet(agreements, notes, {"raters": facts, "rows": len(key), "skipped": skipped})
-            write_jsonl(config.output_dir / SKIPPED, skipped)
-            written = write_tables(config.output_dir / "agreement", sheet)
-    except (ValueError, OSError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command again", file=sys.stderr)
-        return 130
+def make_report(config: ImportConfig) -> None:
+    """Read the labels, compare, write and print the table."""
+    files = named_files(config.labels, "labels")
+    key = read_key(config.key)
+    people, skipped = read_people(files, key)
+    judgments, judged = judgments_of(config, key)
+    inputs = [config.key, *(path for _, path in files), *judged]
+    with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="agreement_run.json"):
+        found = rates([*people, *judgments.judges], key, config.seed)
+        agreements = compare_all(people, judgments, key, config.seed)
+        notes = [*summary_notes(found, skipped), *judgments.notes]
+        facts = [{**one, "yes": dataclasses.asdict(one["yes"]),
+                  "yes_weighted": dataclasses.asdict(one["yes_weighted"])} for one in found]  # fmt: skip
+        sheet = agreement_sheet(agreements, notes, {"raters": facts, "rows": len(key), "skipped": skipped})
+        write_jsonl(config.output_dir / SKIPPED, skipped)
+        written = write_tables(config.output_dir / "agreement", sheet)
     print(to_markdown(sheet))
     if skipped:
         print(f"{len(skipped)} rows do not count -> {config.output_dir / SKIPPED}")
     print(f"-> {written[0]} (and .csv, .tex, .json)")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(ImportConfig, make_report, argv, program="eval.agreement import", description=__doc__ or "")

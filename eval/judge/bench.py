@@ -29,12 +29,13 @@ from typing import Any
 
 from eval import simrate
 from eval.judge import Judge, load_judge
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from eval.judge.client import quiet_libraries
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import read_jsonl, write_json, write_jsonl, write_text
 from llava.imagechain.manifest import run_manifest
 
 logger = logging.getLogger("eval.judge.bench")
-PROGRAM = "python -m eval.judge.bench"
 PEERS = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "peers"
 MODEL = "slow-judge"
 WANTED_SPEEDUP, AT_CONCURRENCY = 8.0, 32
@@ -172,6 +173,7 @@ def run_simrate(command: list[str]) -> None:
 
 def bench(config: BenchConfig) -> int:
     """Measure, write the table, return the exit status."""
+    quiet_libraries()
     data = predictions(config.rows)
     table = {LOOP: Row(), **{f"eval.simrate --concurrency {number}": Row() for number in config.concurrency}}
     with run_manifest(config.output_dir, config=to_json(config), name="bench_run.json") as run:
@@ -230,15 +232,7 @@ def problems(table: dict[str, Row], base: float) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "openai"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = parse_config(BenchConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        return bench(config)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+    return run_command(BenchConfig, bench, argv, program="python -m eval.judge.bench", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,12 @@ from pathlib import Path
 from llava.imagechain.config import ConfigError
 
 
-def default_cache_path() -> Path:
-    """Return the user's cache file, shared by all runs."""
+def cache_path(setting: str) -> Path | None:
+    """Return the file that --cache names: auto is the user's, shared by all runs; off is none."""
+    if setting == "off":
+        return None
+    if setting != "auto":
+        return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "imagechain" / "judge.sqlite"
 
 

@@ -64,6 +64,12 @@ class Reply:
     fingerprint: str | None = None
 
 
+def quiet_libraries() -> None:
+    """Keep the client's libraries from logging a line for every request."""
+    for name in ("httpx", "httpx2", "openai"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def check_url(base_url: str) -> None:
     """Refuse an address that is no web server, or that carries a secret (run.json and logs name the address).
 
@@ -149,6 +155,7 @@ def _secret(settings: JudgeSettings) -> str:
 def _client(settings: JudgeSettings, *, timeout_s: float, max_retries: int) -> AsyncOpenAI:
     from openai import AsyncOpenAI
 
+    quiet_libraries()
     return AsyncOpenAI(
         base_url=settings.base_url, api_key=_secret(settings) or "none", timeout=timeout_s, max_retries=max_retries
     )

@@ -21,14 +21,15 @@ from typing import Any
 
 from eval import simrate
 from eval.judge import load_judge
-from eval.judge.cache import default_cache_path
+from eval.judge.cache import cache_path
 from eval.judge.client import ServerError
 from eval.judge_bias.pairs import KINDS, WORLD_KINDS, Pair, Told, make_pairs, to_paraphrase, told_of
 from eval.judge_bias.paraphrase import Server, ask_paraphrases, read_paraphrases
 from eval.runs import PREDICTIONS, Judged, read_run
 from eval.stats import wilson
 from eval.tables.files import Sheet, to_markdown, write_tables
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import read_json, write_jsonl
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, load_stories
@@ -78,8 +79,7 @@ def known_paraphrases(config: BiasConfig, told: Sequence[Told]) -> tuple[dict[st
         api_key_env=config.paraphrase_key_env,
         concurrency=config.concurrency or 8,
     )
-    cache = default_cache_path() if config.cache == "auto" else Path(config.cache).expanduser()
-    asked, without = ask_paraphrases(wanted, server, None if config.cache == "off" else cache)
+    asked, without = ask_paraphrases(wanted, server, cache_path(config.cache))
     return found | asked, without
 
 
@@ -207,16 +207,10 @@ def run(config: BiasConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(BiasConfig, argv, program="eval.judge_bias", description=__doc__ or "")
-    try:
-        return run(config)
-    except (ValueError, OSError, ServerError, sqlite3.Error) as error:
-        print(f"eval.judge_bias: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.judge_bias: interrupted; the answers so far are kept, run the same command again", file=sys.stderr)
-        return 130
+    return run_command(
+        BiasConfig, run, argv, program="eval.judge_bias", description=__doc__ or "",
+        interrupted="the answers so far are kept, run the same command again", errors=(ServerError, sqlite3.Error),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -22,19 +22,19 @@ from typing import Any
 import yaml
 
 from eval.judge.base import Judge, JudgeSettings, Verdict
-from eval.judge.cache import AnswerCache, default_cache_path
+from eval.judge.cache import AnswerCache, cache_path
 from eval.judge.client import Reply, Request, ServerError, ask_all, check_server
 from eval.judge.cost import Cost, Spending, check_cost, estimate, price_of
 from eval.mementos import world_words
 from eval.mementos.answers import parse
 from eval.mementos.rows import KEYWORDS, Predictions, Row, read_all, read_answers
 from eval.simrate import only_one
-from llava.imagechain.config import build_config, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import build_config, option, to_json
 from llava.imagechain.files import JsonlAppender, sha256_json, write_jsonl
 from llava.imagechain.manifest import run_manifest
 
 logger = logging.getLogger("eval.mementos")
-PROGRAM = "python -m eval.mementos.keywords"
 FOLDER = Path(__file__).resolve().parent / "extractor"
 RUN_FILE = "keywords_run.json"
 TOKENS_OF_AN_ANSWER = 150  # four labels and some thirty words
@@ -275,32 +275,24 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in counts.items())
 
 
+def run(config: KeywordsConfig) -> int:
+    """Extract what the settings name; return the exit status."""
+    extractor = load_extractor(config)
+    sheets = [Sheet(predictions=found, rows=found.rows[: config.limit]) for found in read_all(config.predictions)]
+    for sheet in sheets:
+        for row in sheet.predictions.skipped:
+            logger.warning("%s: row %s is left out: %s", sheet.predictions.path, row["id"], row["reason"])
+    asks = config.extractor == "openai"
+    with contextlib.closing(AnswerCache(cache_path(config.cache) if asks else None)) as cache:
+        return extract(config, extractor, sheets, cache)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "openai"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = parse_config(KeywordsConfig, argv, program=PROGRAM, description=__doc__ or "")
-    cache = None
-    try:
-        extractor = load_extractor(config)
-        sheets = [Sheet(predictions=found, rows=found.rows[: config.limit]) for found in read_all(config.predictions)]
-        for sheet in sheets:
-            for row in sheet.predictions.skipped:
-                logger.warning("%s: row %s is left out: %s", sheet.predictions.path, row["id"], row["reason"])
-        on_disk = config.extractor == "openai" and config.cache != "off"
-        path = default_cache_path() if config.cache == "auto" else Path(config.cache).expanduser()
-        cache = AnswerCache(path if on_disk else None)
-        return extract(config, extractor, sheets, cache)
-    except (ValueError, ServerError, OSError, sqlite3.Error) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the answers so far are kept, run the same command again", file=sys.stderr)
-        return 130
-    finally:
-        if cache is not None:
-            cache.close()
+    return run_command(
+        KeywordsConfig, run, argv, program="python -m eval.mementos.keywords", description=__doc__ or "",
+        interrupted="the answers so far are kept, run the same command again", errors=(ServerError, sqlite3.Error),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ from eval.predict.job import Job, PredictConfig, earlier_rows, named_base, train
 from eval.predict.ranks import only_one
 from eval.predict.run import refuse_skips
 from eval.runs import PREDICTIONS
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import JsonlAppender, read_json, sha256_json, sha256_model, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.variants import VARIANTS, build_dialogue, get_variant
 
 logger = logging.getLogger("eval.mementos")
-PROGRAM = "python -m eval.mementos.predict"
 # MLLM-ICL shows stories of the training set first; the paper's Table 3 has no such row.
 USABLE = [name for name, variant in VARIANTS.items() if not variant.demonstrations]
 BATCHES_PER_BLOCK = 8
@@ -295,39 +295,35 @@ def show_plan(job: MementosJob) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(MementosConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        job = prepare(config)
-        for row in job.unusable:
-            logger.warning("skipped %s (%s): %s", row["id"], row["domain"], row["reason"])
-        if config.show:
-            print(show_prompts(job))
-            return 0
-        if config.dry_run:
-            show_plan(job)
-            return 0
-        if all(one.sample.sample_id in job.model.skipped for one in job.described) and job.model.finished:
-            logger.info("%s: all samples are predicted already -> %s", job.model.variant.title, job.model.path)
-            return 0
+def run(config: MementosConfig) -> None:
+    """Predict what is not done yet, or show what would be done."""
+    job = prepare(config)
+    for row in job.unusable:
+        logger.warning("skipped %s (%s): %s", row["id"], row["domain"], row["reason"])
+    if config.show:
+        print(show_prompts(job))
+    elif config.dry_run:
+        show_plan(job)
+    elif all(one.sample.sample_id in job.model.skipped for one in job.described) and job.model.finished:
+        logger.info("%s: all samples are predicted already -> %s", job.model.variant.title, job.model.path)
+    else:
         if config.overwrite:
             (config.output_dir / PREDICTIONS).unlink(missing_ok=True)
         with (
             only_one(config.output_dir / ".predicting", wait=False),
-            run_manifest(config.output_dir, config=to_json(config)) as run,
+            run_manifest(config.output_dir, config=to_json(config)) as manifest,
         ):
             facts = {"identity": job.model.identity, "trained": job.model.trained}
-            run.record(**facts, showing=dataclasses.asdict(job.showing), data_sha256=data_sha256(job.benchmark))
-            predict(job, run)
-        return 0
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the predictions so far are kept, run the same command again", file=sys.stderr)
-        return 130
+            manifest.record(**facts, showing=dataclasses.asdict(job.showing), data_sha256=data_sha256(job.benchmark))
+            predict(job, manifest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(
+        MementosConfig, run, argv, program="python -m eval.mementos.predict", description=__doc__ or "",
+        interrupted="the predictions so far are kept, run the same command again",
+    )  # fmt: skip
 
 
 def data_sha256(benchmark: Benchmark) -> str:

@@ -21,12 +21,12 @@ from eval.mementos.data import DOMAINS, Benchmark, load_benchmark
 from eval.mementos.graphs import Graph, load_graphs
 from eval.mementos.rows import Predictions, Row, read_all, read_answers, read_showing, run_file
 from eval.mementos.scoring import MODES, Score, normal, score
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import write_jsonl
 from llava.imagechain.manifest import run_manifest
 
 logger = logging.getLogger("eval.mementos")
-PROGRAM = "python -m eval.mementos.score"
 KINDS = ("action", "object")
 OVERALL = "overall"
 EMPTY = Score(recall=0.0, precision=0.0, f1=0.0)
@@ -178,27 +178,24 @@ def prepare_graphs(benchmark: Benchmark) -> dict[str, dict[str, dict[str, Graph]
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(ScoreConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        benchmark = load_benchmark(config.data)
-        graphs = prepare_graphs(benchmark)
-        found = read_all([run_file(folder) for folder in config.runs])
-        runs = [score_run(predictions, benchmark, graphs) for predictions in found]
-        inputs = [path for one in found for path in (one.path, one.folder / "keywords.jsonl")]
-        with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="mementos_run.json"):
-            text = write_all(config, runs, benchmark)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; run the same command again", file=sys.stderr)
-        return 130
+def score_runs(config: ScoreConfig) -> None:
+    """Score the runs, write the tables, print."""
+    benchmark = load_benchmark(config.data)
+    graphs = prepare_graphs(benchmark)
+    found = read_all([run_file(folder) for folder in config.runs])
+    runs = [score_run(predictions, benchmark, graphs) for predictions in found]
+    inputs = [path for one in found for path in (one.path, one.folder / "keywords.jsonl")]
+    with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="mementos_run.json"):
+        text = write_all(config, runs, benchmark)
     print(text)
     print(f"-> {config.output_dir / 'table3.md'} (and .csv, .tex, .json), mementos_scores.*, samples.jsonl")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(
+        ScoreConfig, score_runs, argv, program="python -m eval.mementos.score", description=__doc__ or ""
+    )
 
 
 def write_all(config: ScoreConfig, runs: Sequence[ScoredRun], benchmark: Benchmark) -> str:

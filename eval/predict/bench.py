@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from eval.predict.job import PredictConfig, prepare
 from eval.predict.vllm_backend import vllm_version
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import write_json, write_text
 from llava.imagechain.manifest import git_revision, package_versions, run_manifest
 from llava.imagechain.story import CONTEXTS
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from llava.imagechain.story import StoryFrames
 
 logger = logging.getLogger("eval.predict.bench")
-PROGRAM = "python -m eval.predict.bench"
 PEERS = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "peers"
 AUTHORS = "one story at a time, one tower call a scene (the authors' way)"
 LMMS_EVAL = "one request at a time, one tower call a request (lmms-eval's way)"
@@ -228,13 +228,7 @@ def report(config: BenchConfig, facts: dict[str, Any], seconds: Times, texts: di
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(BenchConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        return bench(config)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+    return run_command(BenchConfig, bench, argv, program="python -m eval.predict.bench", description=__doc__ or "")
 
 
 if __name__ == "__main__":

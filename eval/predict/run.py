@@ -24,7 +24,8 @@ from eval.predict.job import Job, PredictConfig, named_base, prepare, usable_row
 from eval.predict.ranks import SHARDS, only_one, own_gpus
 from eval.predict.shards import merge_when_complete
 from eval.predict.vllm_backend import vllm_version
-from llava.imagechain.config import ConfigError, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, to_json
 from llava.imagechain.files import JsonlAppender, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from llava.imagechain.story import StoryFrames
 
 logger = logging.getLogger("eval.predict")
-PROGRAM = "python -m eval.predict"
 
 
 def device_and_dtype(config: PredictConfig) -> tuple[str, str]:
@@ -303,25 +303,23 @@ def start(job: Job) -> None:
         predict(job, run)
 
 
+def run(config: PredictConfig) -> None:
+    """Predict what is not done yet, or show what would be done."""
+    job = prepare(config)
+    if config.dry_run:
+        show_plan(job)
+        return
+    if job.finished and set(job.chosen.ids) <= job.done.keys() | job.skipped:
+        logger.info("%s: all stories are predicted already -> %s", job.variant.title, job.path)
+    else:
+        with only_one(job.folder / ".predicting", wait=False):
+            start(job)
+    merge_when_complete(job)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(PredictConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        job = prepare(config)
-        if config.dry_run:
-            show_plan(job)
-            return 0
-        if job.finished and set(job.chosen.ids) <= job.done.keys() | job.skipped:
-            logger.info("%s: all stories are predicted already -> %s", job.variant.title, job.path)
-        else:
-            with only_one(job.folder / ".predicting", wait=False):
-                start(job)
-        merge_when_complete(job)
-        return 0
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the predictions so far are kept, run the same command again", file=sys.stderr)
-        return 130
+    return run_command(
+        PredictConfig, run, argv, program="python -m eval.predict", description=__doc__ or "",
+        interrupted="the predictions so far are kept, run the same command again",
+    )  # fmt: skip

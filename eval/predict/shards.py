@@ -19,13 +19,13 @@ from typing import Any
 from eval.predict.job import Job, PredictConfig, is_usable
 from eval.predict.ranks import SHARDS, Shard, shard_folders
 from eval.runs import PREDICTIONS
-from llava.imagechain.config import ConfigError, build_config, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, build_config, option, to_json
 from llava.imagechain.files import read_json, read_jsonl, sha256_json, write_jsonl
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import StoryFrames, load_stories
 
 logger = logging.getLogger("eval.predict.shards")
-PROGRAM = "python -m eval.predict.shards"
 SKIPPED = "skipped.jsonl"
 SHOWN_IDS = 5  # of each problem
 SUMMED = ("predicted", "prompt_tokens", "new_tokens", "shortened")
@@ -174,16 +174,16 @@ def merge_when_complete(job: Job) -> None:
     merge(output_dir, job.stories)
 
 
+def merge_folder(config: MergeConfig) -> None:
+    """Merge what the settings name."""
+    merge(config.output_dir, config.stories, dry_run=config.dry_run)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(MergeConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        merge(config.output_dir, config.stories, dry_run=config.dry_run)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        MergeConfig, merge_folder, argv, program="python -m eval.predict.shards", description=__doc__ or ""
+    )
 
 
 if __name__ == "__main__":

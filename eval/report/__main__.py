@@ -20,10 +20,11 @@ from typing import Any
 
 from eval.report.behaviours import available, mark_behaviours
 from eval.report.pairs import pair_views
-from eval.runs import Judged, RunFolder, column_title, read_runs
+from eval.runs import Judged, column_title, read_runs
 from eval.tables.cells import COLUMNS
 from eval.tables.table1 import Row, Table, build_table
-from llava.imagechain.config import option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import option, to_json
 from llava.imagechain.files import write_text
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, Story, StoryFrames, load_stories
@@ -235,28 +236,23 @@ def _csp_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(ReportConfig, argv, program="eval.report", description=__doc__ or "")
-    try:
-        runs: list[RunFolder] = read_runs(config.runs)
-        table = build_table(runs, train_context=config.train_context, paper=config.paper)
-        stories = load_stories(config.stories, config.split)
-        rows = [row for row in (*table.rows, *table.controls) if row.run]
-        inputs = [path for run in runs for path in (run.path / "predictions.jsonl", run.path / "judgments.jsonl")]
-        with run_manifest(config.output.parent, config=to_json(config), inputs=inputs, name="report_run.json"):
-            cards, notes = build_cards(rows, stories, config)
-            write_text(config.output, render_page(table, cards, notes))
-    except (ValueError, OSError) as error:
-        print(f"eval.report: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.report: interrupted; run the same command again", file=sys.stderr)
-        return 130
+def make_report(config: ReportConfig) -> None:
+    """Write the page."""
+    runs = read_runs(config.runs)
+    table = build_table(runs, train_context=config.train_context, paper=config.paper)
+    stories = load_stories(config.stories, config.split)
+    rows = [row for row in (*table.rows, *table.controls) if row.run]
+    inputs = [path for run in runs for path in (run.path / "predictions.jsonl", run.path / "judgments.jsonl")]
+    with run_manifest(config.output.parent, config=to_json(config), inputs=inputs, name="report_run.json"):
+        cards, notes = build_cards(rows, stories, config)
+        write_text(config.output, render_page(table, cards, notes))
     size = config.output.stat().st_size / 1e6
     print(f"{len(cards)} stories, {size:.1f} MB -> {config.output}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(ReportConfig, make_report, argv, program="eval.report", description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from eval.tables.cells import COLUMNS, Cell
 from eval.tables.compare import compare, comparison_sheet, verdict
 from eval.tables.files import Sheet, to_markdown, write_tables
 from eval.tables.table1 import Row, Table, build_table, pairs_sheet, to_sheet
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS
 
@@ -76,31 +77,26 @@ def compare_runs(config: TablesConfig, runs: Sequence[RunFolder]) -> dict[str, S
     return {"comparison": sheet}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(TablesConfig, argv, program="eval.tables", description=__doc__ or "")
-    try:
-        check(config)
-        runs = read_runs(config.runs or config.compare)
-        sheets = compare_runs(config, runs) if config.compare else build_sheets(config, runs)
-        if config.output_dir is not None:
-            inputs = [path for run in runs for path in (run.path / PREDICTIONS, run.path / JUDGMENTS)]
-            with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="tables_run.json"):
-                for name, sheet in sheets.items():
-                    write_tables(config.output_dir / name, sheet)
-    except (ValueError, OSError) as error:
-        print(f"eval.tables: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.tables: interrupted; run the same command again", file=sys.stderr)
-        return 130
+def make_tables(config: TablesConfig) -> None:
+    """Build the tables, write them where they are wanted, and print."""
+    check(config)
+    runs = read_runs(config.runs or config.compare)
+    sheets = compare_runs(config, runs) if config.compare else build_sheets(config, runs)
+    if config.output_dir is not None:
+        inputs = [path for run in runs for path in (run.path / PREDICTIONS, run.path / JUDGMENTS)]
+        with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="tables_run.json"):
+            for name, sheet in sheets.items():
+                write_tables(config.output_dir / name, sheet)
     if config.runs:
         print(to_markdown(next(iter(sheets.values()))))
     if config.output_dir is not None:
         names = " and ".join(str(config.output_dir / f"{name}.md") for name in sheets)
         print(f"-> {names} (and .csv, .tex, .json)")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(TablesConfig, make_tables, argv, program="eval.tables", description=__doc__ or "")
 
 
 if __name__ == "__main__":

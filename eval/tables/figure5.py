@@ -20,7 +20,8 @@ from eval.runs import JUDGMENTS, PREDICTIONS, RunFolder, by_cell, column_title, 
 from eval.stats import wilson
 from eval.tables.cells import count, load_paper, rounded, spread
 from eval.tables.table1 import run_names, run_notes, seed_text
-from llava.imagechain.config import option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import option, to_json
 from llava.imagechain.files import atomic_path, write_json
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import HUB_DATASET
@@ -269,31 +270,22 @@ def _legend(page: Any, figure: Figure5, *, cut: bool) -> None:
     page.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(Figure5Config, argv, program="eval.tables.figure5", description=__doc__ or "")
-    try:
-        runs = read_runs(config.runs)
-        figure = build_figure(runs, paper=config.paper)
-        inputs = [path for run in runs for path in (run.path / PREDICTIONS, run.path / JUDGMENTS)]
-        with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="figure5_run.json"):
-            paths = draw(figure, config.output_dir)
-            data = {
-                "points": [point.to_json() for point in figure.points],
-                "paper": figure.paper,
-                "notes": figure.notes,
-            }
-            write_json(config.output_dir / "figure5.json", data)
-    except (ValueError, OSError) as error:
-        print(f"eval.tables.figure5: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.tables.figure5: interrupted; run the same command again", file=sys.stderr)
-        return 130
+def make_figure(config: Figure5Config) -> None:
+    """Draw the figure and write its numbers."""
+    runs = read_runs(config.runs)
+    figure = build_figure(runs, paper=config.paper)
+    inputs = [path for run in runs for path in (run.path / PREDICTIONS, run.path / JUDGMENTS)]
+    with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="figure5_run.json"):
+        paths = draw(figure, config.output_dir)
+        data = {"points": [point.to_json() for point in figure.points], "paper": figure.paper, "notes": figure.notes}
+        write_json(config.output_dir / "figure5.json", data)
     print("\n".join(f"- {note}" for note in figure.notes))
     print(f"-> {' and '.join(map(str, paths))} (numbers: {config.output_dir / 'figure5.json'})")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(Figure5Config, make_figure, argv, program="eval.tables.figure5", description=__doc__ or "")
 
 
 if __name__ == "__main__":

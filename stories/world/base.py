@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.imagechain.config import option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import read_json, write_json
 from llava.imagechain.manifest import run_manifest
 
@@ -60,28 +61,26 @@ class BaseConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    config = parse_config(
-        BaseConfig, argv, program="python -m stories.world.base", description="Train the story world's base model."
-    )
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if problem := _problem(config):
-        sys.stderr.write(f"python -m stories.world.base: {problem}\n")
-        return 2
+    """Run the command line; return the exit status."""
+    return run_command(
+        BaseConfig, make_base, argv, program="python -m stories.world.base",
+        description="Train the story world's base model.",
+        interrupted="the same command goes on from the last minute's state",
+    )  # fmt: skip
+
+
+def make_base(config: BaseConfig) -> None:
+    """Make the model, or say what would be made."""
+    check_settings(config)
     if config.dry_run:
         print(f"{config.num_frames} frames, {config.tower_steps} + {config.steps} steps would make {config.output_dir}")
-        return 0
+        return
     if _is_finished(config):
         logger.info("%s is trained already; --overwrite starts anew", config.output_dir)
-        return 0
-    try:
-        with run_manifest(config.output_dir, config=to_json(config)) as run:
-            run.record(**train_base(config))
-    except KeyboardInterrupt:
-        logger.info("Stopped. The same command goes on from the last minute's state.")
-        return 130
+        return
+    with run_manifest(config.output_dir, config=to_json(config)) as run:
+        run.record(**train_base(config))
     logger.info("The base model is in %s", config.output_dir)
-    return 0
 
 
 def _model_settings(config: BaseConfig) -> dict[str, Any]:
@@ -89,21 +88,25 @@ def _model_settings(config: BaseConfig) -> dict[str, Any]:
     return {k: v for k, v in to_json(config).items() if k not in ("output_dir", "resume", "overwrite", "dry_run")}
 
 
-def _problem(config: BaseConfig) -> str | None:
+def check_settings(config: BaseConfig) -> None:
+    """Refuse wrong sizes, and a folder that holds another run.
+
+    Raises:
+        ConfigError: With what is wrong.
+    """
     if config.hidden_size % 32 or config.vision_hidden_size % 32 or config.image_size % config.patch_size:
-        return "sizes that are multiples of 32 and a patch_size that divides image_size were wanted."
+        raise ConfigError("sizes that are multiples of 32 and a patch_size that divides image_size were wanted.")
     if min(config.num_frames, config.tower_steps, config.steps, config.batch_size, config.tower_batch_size) < 1:
-        return "numbers of frames, steps and batch sizes of at least 1 were wanted."
+        raise ConfigError("numbers of frames, steps and batch sizes of at least 1 were wanted.")
     settings = config.output_dir / SETTINGS_FILE
     if settings.is_file() and not config.overwrite:
         before, now = read_json(settings), _model_settings(config)
         changed = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in now if before.get(k) != now[k]]
         if changed or not config.resume:
-            return (
+            raise ConfigError(
                 f"{config.output_dir} holds a run already{': ' if changed else ''}{'; '.join(changed)}. "
                 "Choose another --output-dir or add --overwrite."
             )
-    return None
 
 
 def _is_finished(config: BaseConfig) -> bool:

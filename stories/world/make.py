@@ -22,7 +22,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.imagechain.config import option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import atomic_path, read_json, write_json, write_jsonl
 from llava.imagechain.manifest import run_manifest
 from stories.world.plan import TICKS_PER_SECOND, PlannedVideo, plan_video
@@ -30,6 +31,7 @@ from stories.world.plan import TICKS_PER_SECOND, PlannedVideo, plan_video
 if TYPE_CHECKING:
     from PIL import Image
 
+logger = logging.getLogger(__name__)
 SETTINGS_FILE = "world.json"
 
 
@@ -52,48 +54,49 @@ class MakeConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    config = parse_config(
-        MakeConfig,
-        argv,
-        program="python -m stories.world.make",
+    """Run the command line; return the exit status."""
+    return run_command(
+        MakeConfig, make, argv, program="python -m stories.world.make",
         description="Render the story world's videos and annotations.",
-    )
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if problem := _problem(config):
-        sys.stderr.write(f"python -m stories.world.make: {problem}\n")
-        return 2
+        interrupted="the same command goes on from here",
+    )  # fmt: skip
+
+
+def make(config: MakeConfig) -> None:
+    """Make the world, or say what would be made."""
+    check(config)
     if config.dry_run:
         plans = [plan_video(number, config.seed) for number in range(config.num_videos)]
         seconds = sum(_num_frames(plan) for plan in plans) / TICKS_PER_SECOND
         print(
             f"{len(plans)} videos, {2 * len(plans)} stories, {seconds:.0f} s of video would go to {config.output_dir}"
         )
-        return 0
-    try:
-        with run_manifest(config.output_dir, config=to_json(config)) as run:
-            run.record(**make_world(config))
-    except KeyboardInterrupt:
-        logging.info("Stopped. The same command goes on from here.")
-        return 130
-    logging.info("%d videos and %d stories are in %s", config.num_videos, 2 * config.num_videos, config.output_dir)
-    return 0
+        return
+    with run_manifest(config.output_dir, config=to_json(config)) as run:
+        run.record(**make_world(config))
+    logger.info("%d videos and %d stories are in %s", config.num_videos, 2 * config.num_videos, config.output_dir)
 
 
-def _problem(config: MakeConfig) -> str | None:
+def check(config: MakeConfig) -> None:
+    """Refuse wrong sizes, and a folder that holds another world.
+
+    Raises:
+        ConfigError: With what is wrong.
+    """
     if config.num_videos < 1 or config.frame_size < 32 or config.frame_size % 2:
-        return "num_videos of at least 1 and an even frame_size of at least 32 were wanted."
+        raise ConfigError("num_videos of at least 1 and an even frame_size of at least 32 were wanted.")
     settings = config.output_dir / SETTINGS_FILE
     if settings.is_file() and not config.overwrite:
         found = read_json(settings)
         if not config.resume:
-            return f"{config.output_dir} holds a world already; choose another --output-dir or add --overwrite."
+            raise ConfigError(
+                f"{config.output_dir} holds a world already; choose another --output-dir or add --overwrite."
+            )
         if found != config.world():
-            return (
+            raise ConfigError(
                 f"{config.output_dir} holds another world: found {found}, wanted {config.world()}. "
                 "Choose another --output-dir or add --overwrite."
             )
-    return None
 
 
 def make_world(config: MakeConfig) -> dict[str, int]:

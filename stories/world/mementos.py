@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from eval.mementos.data import DOMAINS
 from eval.mementos.world_words import synonyms
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import atomic_path, read_json, write_json, write_text
 from llava.imagechain.manifest import run_manifest
 from stories.world.plan import PlannedVideo, plan_video
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger("stories.world.mementos")
-PROGRAM = "python -m stories.world.mementos"
 SETTINGS_FILE = "mementos.json"
 # Domain -> numbers of scenes, frames of each scene. The world has no comics and no robots: its three parts differ in
 # length and in frames per scene, as the benchmark's do.
@@ -172,28 +172,25 @@ def check_earlier(config: MementosWorldConfig) -> None:
         )
 
 
+def write(config: MementosWorldConfig) -> None:
+    """Render the sequences, or say what would be rendered."""
+    parts = plan(config.world, config.num_samples)
+    check_earlier(config)
+    if config.dry_run:
+        frames = sum(len(one.video.scenes) * one.frames_per_scene for found in parts.values() for one in found)
+        listed = ", ".join(f"{name} {len(found)}" for name, found in parts.items())
+        print(f"{listed}: {frames} frames would go to {config.output_dir}")
+        return
+    with run_manifest(config.output_dir, config=to_json(config)) as run:
+        run.record(**make(config, parts))
+    logger.info("%d sequences -> %s", sum(map(len, parts.values())), config.output_dir)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(MementosWorldConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        parts = plan(config.world, config.num_samples)
-        check_earlier(config)
-        if config.dry_run:
-            frames = sum(len(one.video.scenes) * one.frames_per_scene for found in parts.values() for one in found)
-            listed = ", ".join(f"{name} {len(found)}" for name, found in parts.items())
-            print(f"{listed}: {frames} frames would go to {config.output_dir}")
-            return 0
-        with run_manifest(config.output_dir, config=to_json(config)) as run:
-            run.record(**make(config, parts))
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; run the same command again", file=sys.stderr)
-        return 130
-    logger.info("%d sequences -> %s", sum(map(len, parts.values())), config.output_dir)
-    return 0
+    return run_command(
+        MementosWorldConfig, write, argv, program="python -m stories.world.mementos", description=__doc__ or ""
+    )
 
 
 if __name__ == "__main__":
