@@ -33,7 +33,7 @@ def reproduce(config: GridConfig) -> int:
     check(config)
     judge = judge_of(in_repository(config.judge))
     gpus = config.gpus or found_gpus()
-    tasks = tasks_of(config, bf16=has_bfloat16(gpus))
+    tasks = tasks_of(config)
     state = functools.partial(state_of, judge_file=config.judge)
     if config.slurm:
         from eval.reproduce.slurm import submit
@@ -115,14 +115,6 @@ def found_gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [str(number) for number, line in enumerate(answer.stdout.splitlines()) if line.startswith("GPU")]
-
-
-def has_bfloat16(gpus: Sequence[str]) -> bool:
-    """Tell whether training in bfloat16 pays here: on a GPU, or a processor with instructions for it."""
-    try:
-        return bool(gpus) or "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class GridConfig:
     train_config: list[Path] = option(
         [], help="YAML files of training that follow configs/train/{base,VARIANT,CONTEXT}.yaml"
     )
-    train: dict[str, Any] = option({}, help="further settings of training (YAML only); bf16 may be auto")
+    train: dict[str, Any] = option({}, help="further settings of training (YAML only)")
     predict: dict[str, Any] = option({}, help="further settings of prediction (YAML only)")
     judge: Path = option(help="YAML file of eval.simrate, such as configs/judge/world.yaml")
     mementos_predict: dict[str, Any] = option({}, help="further settings of eval.mementos.predict (YAML only)")

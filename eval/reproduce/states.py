@@ -188,7 +188,8 @@ def _train_state(task: Task) -> State:
     if run is None:
         return State(kind="missing")
     now, before = as_json(groups), run.get("config", {})
-    now["use_cpu"] = before.get("use_cpu")  # where the plan is made need not be where the training runs
+    for name in ("use_cpu", "bf16"):  # where the plan is made need not be where the training runs
+        now[name] = before.get(name)
     data = groups[1]
     made_from = run.get("made_from", {})
     changes = changed_on_resume(before, now)

@@ -125,20 +125,15 @@ def places_of(config: GridConfig) -> Places:
     return Places(output=output, model=model, stories=stories, other_split=other, mementos=mementos, features=features)
 
 
-def tasks_of(config: GridConfig, *, bf16: bool = False) -> list[Task]:
-    """Return all tasks of a grid, each after those it needs.
-
-    Args:
-        config: The checked grid.
-        bf16: What `bf16: auto` of the training settings stands for on this machine.
-    """
+def tasks_of(config: GridConfig) -> list[Task]:
+    """Return all tasks of a checked grid, each after those it needs."""
     places = places_of(config)
     cells = unique(cell for result in config.results if result != "table3" for cell in cells_of(config, result))
     mementos = cells_of(config, "table3") if "table3" in config.results else []
     first = unique_trainings([*cells, *mementos])
     tasks = [
         *(world_tasks(config, places) if config.world else []),
-        *(train_task(config, places, cell, bf16=bf16) for cell in first),
+        *(train_task(config, places, cell) for cell in first),
         *(predict_task(config, places, cell) for cell in cells),
         *(mementos_predict(config, places, cell) for cell in mementos),
         *(judge_task(config, places, cell) for cell in cells),
@@ -201,7 +196,7 @@ def needed_data(places: Places, ablation: Ablation | None) -> tuple[str, ...]:
     return "prepare/base", f"prepare/{Path(places.of(ablation)).name}"
 
 
-def train_task(config: GridConfig, places: Places, cell: Cell, *, bf16: bool) -> Task:
+def train_task(config: GridConfig, places: Places, cell: Cell) -> Task:
     """Return the training of a cell."""
     trained_as = VARIANTS[cell.variant].trained_as
     files = ["base", trained_as, cell.context]
@@ -217,8 +212,6 @@ def train_task(config: GridConfig, places: Places, cell: Cell, *, bf16: bool) ->
         **changes,
         "output_dir": str(places.training(cell)),
     }
-    if settings.get("bf16") == "auto":
-        settings["bf16"] = bf16
     return Task(
         name=f"train/{cell.training}", stage="train", kind="train", module="llava.train.train", settings=settings,
         folder=places.training(cell), needs=needed_data(places, cell.ablation), gpus=config.gpus_per_training,

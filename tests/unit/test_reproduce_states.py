@@ -1,5 +1,6 @@
 """What a task's state is read from: run.json, the files it was made from, and rows tied to judge and texts."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,10 +8,14 @@ import pytest
 
 from eval.judge.base import load_judge
 from eval.reproduce.grid import Ablation
-from eval.reproduce.states import judge_of, state_of
+from eval.reproduce.states import judge_of, state_of, train_groups
 from eval.reproduce.tasks import Task
+from llava.imagechain.arguments import as_json
 from llava.imagechain.config import ConfigError
-from llava.imagechain.files import sha256_file, sha256_json, write_json, write_jsonl
+from llava.imagechain.files import sha256_file, sha256_json, sha256_model, write_json, write_jsonl
+from llava.imagechain.story import load_stories, storyframes_features
+
+ROOT = Path(__file__).parents[2]
 
 
 def made(folder, **settings):
@@ -127,3 +132,46 @@ def test_a_cell_whose_stories_are_not_given_is_left_out(tmp_path):
     )  # fmt: skip
     assert state_of(task).kind == "left out"
     assert json.dumps(state_of(task).detail)
+
+
+def one_story(folder):
+    """Write a StoryFrames folder with one training story of two scenes without frames."""
+    import datasets
+
+    row = {
+        "sentence_parts": ["a", "b"], "start_times": [0.0, 1.0], "end_times": [1.0, 2.0], "background_description": "",
+        "video_name": "v", "question_info": "s", "num_actors_in_video": 1, "caption": "",
+        "sentence_parts_nocontext": ["a", "b"], "subsampled_frames_per_scene": [[], []], "story_id": "s",
+        "scenes": [[], []], "num_scenes": 2,
+    }  # fmt: skip
+    datasets.Dataset.from_list([row], features=storyframes_features()).save_to_disk(str(folder / "scene_2" / "train"))
+    return folder
+
+
+def test_a_training_in_bfloat16_is_done_also_where_the_plan_is_made_on_a_machine_without_it(
+    tiny_llava, tmp_path, monkeypatch
+):
+    stories = one_story(tmp_path / "stories")
+    task = Task(
+        name="train/imagechain-c2_7-seed0", stage="train", kind="train", module="llava.train.train",
+        folder=tmp_path / "run",
+        settings={
+            "config": [str(ROOT / f"configs/train/{name}.yaml") for name in ("base", "imagechain", "c2_7")],
+            "model_name_or_path": str(tiny_llava.full), "stories": str(stories), "output_dir": str(tmp_path / "run"),
+        },
+    )  # fmt: skip
+    monkeypatch.setattr("llava.imagechain.arguments.has_bfloat16", lambda: True)
+    chosen = load_stories(str(stories), "train", "c2_7")
+    made_from = {
+        "stories_sha256": sha256_json([chosen.ids, chosen.texts()]), "model_sha256": sha256_model(tiny_llava.full)
+    }  # fmt: skip
+    write_json(
+        tmp_path / "run" / "run.json",
+        {"status": "success", "config": as_json(train_groups(task)), "made_from": made_from},
+    )
+    write_json(tmp_path / "run" / "config.json", {})
+    assert state_of(task).kind == "done"
+    monkeypatch.setattr("llava.imagechain.arguments.has_bfloat16", lambda: False)
+    assert state_of(task).kind == "done"
+    other = dict(task.settings, seed=1)
+    assert state_of(dataclasses.replace(task, settings=other)).kind == "changed"
