@@ -8,7 +8,7 @@
 #   --train-config FILE..  training settings          [configs/train/{base,imagechain,c2_7,world}.yaml]
 #   --warmup N --steps N   steps before the timed ones, and timed  [10, 50]
 #   --compiled             one more row: torch.compile of the language model's layers
-#   FLAG                   anything else that `python -m llava.imagechain.bench_train --help` lists
+#   FLAG                   anything else that `python -m llava.imagechain.bench.train --help` lists
 #
 # At 7B on a GPU, random weights and made-up stories of the paper's lengths, nothing to download:
 #   bash scripts/bench/train.sh --config-from configs/bench/llava-v1.6-vicuna-7b --synthetic 1000 \
@@ -33,4 +33,4 @@ defaults=(--output-dir "$root/runs/bench" --peer "$root/scripts/bench/peers/trai
 [[ "$given" == *" --train-config"[\ =]* ]] ||
   defaults+=(--train-config "$root/configs/train/"{base,imagechain,c2_7,world}.yaml)
 dry_run=0
-run "$PYTHON" -m llava.imagechain.bench_train "${defaults[@]}" "$@"
+run "$PYTHON" -m llava.imagechain.bench.train "${defaults[@]}" "$@"

@@ -63,7 +63,7 @@ def test_adapters_train_over_quantized_weights(bits, tiny_base, small_stories, t
 
 
 def test_the_benchmark_runs_in_bfloat16_and_counts_tflops(tiny_base, tmp_path):
-    from llava.imagechain.bench_train import main
+    from llava.imagechain.bench.train import main
 
     status = main([
         "--config-from", str(tiny_base), "--synthetic", "40", "--output-dir", str(tmp_path), "--train-config", *CONFIGS,

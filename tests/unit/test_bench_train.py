@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from llava.imagechain.arguments import ModelArguments
-from llava.imagechain.bench_synthetic import SyntheticStories, random_model
-from llava.imagechain.bench_train import compiled_layers, main
+from llava.imagechain.bench.synthetic import SyntheticStories, random_model
+from llava.imagechain.bench.train import compiled_layers, main
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.data import Collator
 

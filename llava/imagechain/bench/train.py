@@ -1,6 +1,6 @@
 """Time training steps against steps done the authors' way, one row per lever.
 
-Launch: python -m llava.imagechain.bench_train --model DIR --stories DIR --train-config FILE ... --output-dir OUT
+Launch: python -m llava.imagechain.bench.train --model DIR --stories DIR --train-config FILE ... --output-dir OUT
 
 Every row starts from the same weights and sees the same stories, with the same dtype, threads, optimizer and batch
 size and no feature cache. A step is forward, backward, clipping and AdamW; reading and preprocessing the frames is not
@@ -27,15 +27,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.imagechain.bench_device import clock, machine_facts, peak_memory, start_memory, to_device
-from llava.imagechain.bench_table import COMPILED, LOSS_TOLERANCE, ROWS, Measured, Row, summarize, table
+from llava.imagechain.bench.device import clock, machine_facts, peak_memory, start_memory, to_device
+from llava.imagechain.bench.table import COMPILED, LOSS_TOLERANCE, ROWS, Measured, Row, summarize, table
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.files import write_json, write_text
 from llava.imagechain.manifest import run_manifest
 
-logger = logging.getLogger("llava.bench_train")
-PROGRAM = "python -m llava.imagechain.bench_train"
-ROOT = Path(__file__).resolve().parents[2]
+logger = logging.getLogger("llava.bench")
+PROGRAM = "python -m llava.imagechain.bench.train"
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def prepare(config: BenchConfig) -> Bench:
     import torch
 
     from llava.imagechain.arguments import parse_arguments
-    from llava.imagechain.bench_synthetic import SyntheticStories, random_model
+    from llava.imagechain.bench.synthetic import SyntheticStories, random_model
     from llava.imagechain.data import Collator
     from llava.imagechain.parts import prepare_model
     from llava.imagechain.start import load_model
