@@ -20,42 +20,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.files import read_json, write_json, write_text
 from llava.imagechain.manifest import Run, run_manifest
-from llava.imagechain.saving import (
-    TOLERANCE,
-    find_base,
-    new_folder,
-    probe_logits,
-    refuse_existing,
-    relative_difference,
-    same_folder,
-)
+from llava.imagechain.saving import FolderConfig, check_folders, compare_logits, find_base, new_folder, probe_logits
 
 logger = logging.getLogger("llava.export_hf")
 PROGRAM = "python -m llava.imagechain.export_hf"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(FolderConfig):
     """Settings of export_hf."""
 
-    checkpoint: Path = option(help="model folder or LoRA folder")
-    base: Path | None = option(None, help="base model of a LoRA folder; by default the one it names")
-    output_dir: Path = option(help="folder of the exported model")
     conversation: str = option("vicuna_v1", help="conversation template of the model, for the chat template")
-    dtype: str | None = option(
-        None, help="type of the weights; by default the checkpoint's", choices=("float32", "bfloat16", "float16")
-    )
-    device: str = option("cpu", help="where the logits are compared, such as cuda:0")
-    tolerance: float | None = option(
-        None, help="largest difference of logits, relative to the largest; by default 1e-4 in float32, more in 16 bit"
-    )
     push_to: str | None = option(None, help="hub repository OWNER/NAME to upload the folder to, private")
     public: bool = option(False, help="make a pushed repository public")
-    overwrite: bool = option(False, help="replace the output folder")
-    dry_run: bool = option(False, help="check everything that needs no weights, say what would be done, and stop")
 
 
 def obstacles(config: Any) -> list[str]:
@@ -94,11 +75,10 @@ def check(config: ExportConfig) -> str:
     settings = read_json(config.checkpoint / "config.json")
     if found := obstacles(SimpleNamespace(**settings)):
         raise ConfigError(f"{config.checkpoint} cannot be exported: {'; '.join(found)}.")
+    base = config.checkpoint
     if (config.checkpoint / "adapter_config.json").is_file():
-        find_base(config.checkpoint, config.base)
-    if same_folder(config.checkpoint, config.output_dir):
-        raise ConfigError(f"output_dir is the checkpoint's folder {config.checkpoint}; give another one")
-    refuse_existing(config.output_dir, overwrite=config.overwrite)
+        base = find_base(config.checkpoint, config.base)
+    dtype = check_folders(config, base, config.checkpoint)
     if config.push_to:
         from huggingface_hub import get_token
 
@@ -106,11 +86,6 @@ def check(config: ExportConfig) -> str:
             raise ConfigError(f"push_to: OWNER/NAME was wanted, found {config.push_to!r}")
         if not get_token():
             raise ConfigError("push_to: nobody is logged in to the hub; run `hf auth login` first")
-    dtype = config.dtype or str(settings.get("dtype") or settings.get("torch_dtype") or "float16")
-    if dtype not in TOLERANCE:
-        raise ConfigError(
-            f"{config.checkpoint} is of type {dtype!r}; choose one of {', '.join(TOLERANCE)} with --dtype"
-        )
     return dtype
 
 
@@ -127,7 +102,7 @@ def write_prompt(processor: Any, original: Any, prompt_format: str, conversation
         text = processor.apply_chat_template(
             sample_messages(prompt_format), chat_template=template, add_generation_prompt=True, tokenize=False
         )
-        ids = [-200 if token == image_id else token for token in tokenizer(text).input_ids]
+        ids = [IMAGE_TOKEN_INDEX if token == image_id else token for token in tokenizer(text).input_ids]
         if ids == wanted:
             break
     else:
@@ -173,20 +148,11 @@ def export(config: ExportConfig, dtype: str, folder: Path, run: Run) -> None:
     gc.collect()
 
     found = hf_model.exported_logits(folder, original, tower, config.device, dtype).cpu()
-    difference = relative_difference(found[:, : wanted.shape[1]], wanted)
-    tolerance = TOLERANCE[dtype] if config.tolerance is None else config.tolerance
-    facts.update(
-        dtype=dtype, logits_relative_difference=difference, tolerance=tolerance, image_token_id=image_id, aspect=aspect
-    )
+    facts.update(compare_logits(found[:, : wanted.shape[1]], wanted, config, dtype))
+    facts.update(dtype=dtype, image_token_id=image_id, aspect=aspect)
     run.record(**facts)
-    if not difference <= tolerance:
-        raise ValueError(
-            f"the exported model's logits differ by {difference:.2g} of the largest, allowed are {tolerance:.2g}; "
-            "nothing was written"
-        )
     if not hf_model.same_pixels(processor, image_processor, aspect):
         raise ValueError("the exported image processor gives other pixels; nothing was written")
-    logger.info("logits: largest relative difference %.2g, allowed %.2g", difference, tolerance)
     write_card(config, facts, folder)
 
 

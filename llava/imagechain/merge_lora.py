@@ -9,7 +9,6 @@ run.json comes along. merge.json says how the folder was made.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import sys
@@ -17,43 +16,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.config import ConfigError, parse_config, to_json
 from llava.imagechain.files import read_json
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.saving import (
-    TOLERANCE,
+    FolderConfig,
+    check_folders,
+    compare_logits,
     copy_training_manifest,
     find_base,
     new_folder,
     probe_logits,
-    refuse_existing,
-    relative_difference,
-    same_folder,
 )
 
 logger = logging.getLogger("llava.merge_lora")
 PROGRAM = "python -m llava.imagechain.merge_lora"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MergeConfig:
-    """Settings of merge_lora."""
-
-    checkpoint: Path = option(help="LoRA folder or checkpoint-N of a run")
-    base: Path | None = option(None, help="base model's folder; by default the one the adapter names")
-    output_dir: Path = option(help="folder of the whole model")
-    dtype: str | None = option(
-        None, help="type of the weights; by default the base's", choices=("float32", "bfloat16", "float16")
-    )
-    device: str = option("cpu", help="where the model is held while it is merged, such as cuda:0")
-    tolerance: float | None = option(
-        None, help="largest difference of logits, relative to the largest; by default 1e-4 in float32, more in 16 bit"
-    )
-    overwrite: bool = option(False, help="replace the output folder")
-    dry_run: bool = option(False, help="check everything that needs no weights, say what would be done, and stop")
-
-
-def check(config: MergeConfig) -> tuple[Path, str]:
+def check(config: FolderConfig) -> tuple[Path, str]:
     """Return base folder and dtype after all checks that need no weights.
 
     Raises:
@@ -65,18 +45,10 @@ def check(config: MergeConfig) -> tuple[Path, str]:
     if kind != "LORA":
         raise ConfigError(f"{config.checkpoint}: a LoRA adapter was wanted, found {kind!r}")
     base = find_base(config.checkpoint, config.base)
-    for name, folder in (("checkpoint", config.checkpoint), ("base", base)):
-        if same_folder(config.output_dir, folder):
-            raise ConfigError(f"output_dir is the {name}'s folder {folder}; give another one")
-    refuse_existing(config.output_dir, overwrite=config.overwrite)
-    settings = read_json(base / "config.json")
-    dtype = config.dtype or str(settings.get("dtype") or settings.get("torch_dtype") or "float16")
-    if dtype not in TOLERANCE:
-        raise ConfigError(f"{base} is of type {dtype!r}; choose one of {', '.join(TOLERANCE)} with --dtype")
-    return base, dtype
+    return base, check_folders(config, base, base)
 
 
-def merge(config: MergeConfig, base: Path, dtype: str, folder: Path, run: Run) -> None:
+def merge(config: FolderConfig, base: Path, dtype: str, folder: Path, run: Run) -> None:
     """Write the merged model into a folder and compare what is read back with base and adapter.
 
     Raises:
@@ -96,15 +68,7 @@ def merge(config: MergeConfig, base: Path, dtype: str, folder: Path, run: Run) -
     gc.collect()  # a 7B model twice in memory would be too much for most machines
 
     tokenizer, model, _, _ = _load(folder, None, config.device, dtype)
-    difference = relative_difference(probe_logits(model, tokenizer), wanted)
-    tolerance = TOLERANCE[dtype] if config.tolerance is None else config.tolerance
-    run.record(base=str(base), dtype=dtype, logits_relative_difference=difference, tolerance=tolerance)
-    if not difference <= tolerance:
-        raise ValueError(
-            f"the merged model's logits differ from base and adapter by {difference:.2g} of the largest, allowed are "
-            f"{tolerance:.2g}; nothing was written. Try --dtype float32."
-        )
-    logger.info("logits: largest relative difference %.2g, allowed %.2g", difference, tolerance)
+    run.record(base=str(base), dtype=dtype, **compare_logits(probe_logits(model, tokenizer), wanted, config, dtype))
 
 
 def _load(path: Path, base: Path | None, device: str, dtype: str, **options: Any) -> tuple[Any, Any, Any, int]:
@@ -119,7 +83,7 @@ def _load(path: Path, base: Path | None, device: str, dtype: str, **options: Any
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(MergeConfig, argv, program=PROGRAM, description=__doc__ or "")
+    config = parse_config(FolderConfig, argv, program=PROGRAM, description=__doc__ or "")
     try:
         base, dtype = check(config)
         if config.dry_run:

@@ -6,6 +6,8 @@ Shape letters: L positions, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import os
 import shutil
 import tempfile
@@ -13,15 +15,72 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.imagechain.config import ConfigError
+from llava.imagechain.config import ConfigError, option
 from llava.imagechain.files import atomic_path, inside, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger("llava.saving")
+
 # Largest difference of logits, relative to the largest logit, between two ways of computing the same model.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 PROBE_TEXT = ("A chat. USER: What is happening in the first scene? ", "\nA man opens a door. ", "\nAnd now? ASSISTANT:")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """Settings of a command that makes a whole model folder of a checkpoint."""
+
+    checkpoint: Path = option(help="model folder, LoRA folder, or checkpoint-N of a run")
+    base: Path | None = option(None, help="base model of a LoRA folder; by default the one it names")
+    output_dir: Path = option(help="folder of the whole model")
+    dtype: str | None = option(None, help="type of the weights; by default the model's", choices=tuple(TOLERANCE))
+    device: str = option("cpu", help="where the model is held meanwhile, such as cuda:0")
+    tolerance: float | None = option(
+        None, help="largest difference of logits, relative to the largest; by default 1e-4 in float32, more in 16 bit"
+    )
+    overwrite: bool = option(False, help="replace the output folder")
+    dry_run: bool = option(False, help="check everything that needs no weights, say what would be done, and stop")
+
+
+def check_folders(config: FolderConfig, base: Path, model: Path) -> str:
+    """Return the type of the weights, after the checks of the output folder.
+
+    Args:
+        config: The command's settings.
+        base: The base model's folder; the checkpoint's own for a whole model.
+        model: The folder whose config.json says the type: one of the two.
+
+    Raises:
+        ConfigError: The output folder is one of the others or would be overwritten, or the type is none of `TOLERANCE`.
+    """
+    for name, folder in (("checkpoint", config.checkpoint), ("base", base)):
+        if os.path.realpath(config.output_dir) == os.path.realpath(folder):
+            raise ConfigError(f"output_dir is the {name}'s folder {folder}; give another one")
+    refuse_existing(config.output_dir, overwrite=config.overwrite)
+    settings = read_json(model / "config.json")
+    dtype = config.dtype or str(settings.get("dtype") or settings.get("torch_dtype") or "float16")
+    if dtype not in TOLERANCE:
+        raise ConfigError(f"{model} is of type {dtype!r}; choose one of {', '.join(TOLERANCE)} with --dtype")
+    return dtype
+
+
+def compare_logits(found: torch.Tensor, wanted: torch.Tensor, config: FolderConfig, dtype: str) -> dict[str, float]:
+    """Return by how much the written model's logits (L, V) differ from those wanted, and how much is allowed.
+
+    Raises:
+        ValueError: They differ by more.
+    """
+    difference = relative_difference(found, wanted)
+    tolerance = TOLERANCE[dtype] if config.tolerance is None else config.tolerance
+    if not difference <= tolerance:
+        raise ValueError(
+            f"the logits of the new folder differ from the checkpoint's by {difference:.2g} of the largest, allowed "
+            f"are {tolerance:.2g}; nothing was written. Try --dtype float32."
+        )
+    logger.info("logits: largest relative difference %.2g, allowed %.2g", difference, tolerance)
+    return {"logits_relative_difference": difference, "tolerance": tolerance}
 
 
 @contextlib.contextmanager
@@ -40,7 +99,12 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         yield temporary
         if path.exists():
             path.rename(old)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     finally:
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -133,8 +197,3 @@ def relative_difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
         raise ValueError(f"Logits of shape {tuple(found.shape)} were found, {tuple(wanted.shape)} wanted.")
     difference = float((found - wanted).abs().max() / wanted.abs().max())
     return difference if difference == difference else float("inf")
-
-
-def same_folder(first: Path, second: Path) -> bool:
-    """Tell whether two paths name one folder, whether or not it exists."""
-    return os.path.realpath(first) == os.path.realpath(second)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.imagechain import merge_lora
+from llava.imagechain import merge_lora, saving
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.decisions import DECISIONS
 
@@ -57,7 +57,7 @@ def test_a_folder_without_vision_weights_gets_the_tower_s(copy_of_tiny_llava, tm
 
 
 def test_logits_that_differ_leave_nothing_behind(copy_of_tiny_llava, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(merge_lora, "relative_difference", lambda found, wanted: float("inf"))
+    monkeypatch.setattr(saving, "relative_difference", lambda found, wanted: float("inf"))
     arguments = ["--checkpoint", str(copy_of_tiny_llava.lora), "--output-dir", str(tmp_path / "new" / "m")]
     assert merge_lora.main(arguments) == 2
     assert "nothing was written" in capsys.readouterr().err
