@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 import transformers
 
-from llava.imagechain.config import ConfigError, _read_yaml, nearest
+from llava.imagechain.config import ConfigError, nearest, read_yaml
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
 from llava.imagechain.distributed import deepspeed_problems, has_bfloat16, start_deepspeed_on_cpu
@@ -23,8 +24,10 @@ from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.features import DTYPES
 from llava.imagechain.files import read_json
 from llava.imagechain.labels import LOSS_ON
+from llava.imagechain.llava_json import json_problems
 from llava.imagechain.parts import trained_parts
 from llava.imagechain.quantized import bits_problems
+from llava.imagechain.reporting import reporting_problems
 from llava.imagechain.story import CONTEXTS, HUB_DATASET
 from llava.imagechain.upstream_flags import NOT_SUPPORTED, VERSIONS, refusal
 from llava.imagechain.variants import get_variant
@@ -182,7 +185,37 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
         parser.parse_args(["--help"])
     given = _split_flags(argv)
     files = given.pop("config", [])
-    layers = [_read_yaml(file) for file in files] + [dict(given)]
+    merged, problems = _merge([read_yaml(file) for file in files] + [dict(given)])
+    for key, words in list(merged.items()):
+        try:
+            parser.parse_known_args(["--output_dir", "", f"--{key}", *words])  # required up to transformers 4.56
+        except (ConfigError, argparse.ArgumentError) as error:
+            problems.append(str(error).replace("argument ", ""))
+            del merged[key]
+    _fit_machine(merged)
+    if missing := [name for name in ("accelerate", "peft") if importlib.util.find_spec(name) is None]:
+        problems.append(f"{', '.join(missing)}: not installed; bash scripts/setup.sh train")
+        raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
+    if merged.get("deepspeed") and not problems:
+        problems += deepspeed_problems(merged["deepspeed"][0])
+        if problems:  # the other processes stop for the same reason
+            raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
+        start_deepspeed_on_cpu()
+    words = [word for key, value in merged.items() for word in (f"--{key}", *value)]
+    try:
+        values = parser.parse_args_into_dataclasses(words if "output_dir" in merged else ["--output_dir", "", *words])
+    except (ConfigError, ValueError, ImportError) as error:
+        raise ConfigError("\n  - ".join(["training cannot start:", *problems, str(error)])) from error
+    groups: Groups = (values[0], values[1], values[2])
+    values[2].dataloader_persistent_workers = values[2].dataloader_num_workers > 0
+    problems += _check(groups, set(merged))
+    if problems:
+        raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
+    return groups, merged
+
+
+def _merge(layers: Sequence[dict[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the settings of all layers under today's names, as command-line words, and what is wrong with them."""
     known = {field.name for group in CLASSES for field in dataclasses.fields(group) if field.init}
     merged: dict[str, list[str]] = {}
     problems: list[str] = []
@@ -207,12 +240,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
                 )
             elif (words := _words(value)) is not None:
                 merged[key] = words
-    for key, words in list(merged.items()):
-        try:
-            parser.parse_known_args(["--output_dir", "", f"--{key}", *words])  # required up to transformers 4.56
-        except (ConfigError, argparse.ArgumentError) as error:
-            problems.append(str(error).replace("argument ", ""))
-            del merged[key]
+    return merged, problems
+
+
+def _fit_machine(merged: dict[str, list[str]]) -> None:
+    """Put what this machine cannot do out of the settings: bfloat16 without hardware for it, a GPU without one."""
     if merged.get("bf16") in (["true"], ["True"], []) and not has_bfloat16():
         merged["bf16"] = ["false"]
         level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG
@@ -220,22 +252,6 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", ["true"])
         merged.setdefault("dataloader_pin_memory", ["false"])
-    if merged.get("deepspeed") and not problems:
-        problems += deepspeed_problems(merged["deepspeed"][0])
-        if problems:  # the other processes stop for the same reason
-            raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
-        start_deepspeed_on_cpu()
-    words = [word for key, value in merged.items() for word in (f"--{key}", *value)]
-    try:
-        values = parser.parse_args_into_dataclasses(words if "output_dir" in merged else ["--output_dir", "", *words])
-    except (ConfigError, ValueError, ImportError) as error:
-        raise ConfigError("\n  - ".join(["training cannot start:", *problems, str(error)])) from error
-    groups: Groups = (values[0], values[1], values[2])
-    values[2].dataloader_persistent_workers = values[2].dataloader_num_workers > 0
-    problems += _check(groups, set(merged))
-    if problems:
-        raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
-    return groups, merged
 
 
 def _split_flags(argv: Sequence[str]) -> dict[str, list[str]]:
@@ -273,8 +289,9 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
     model, data, train = groups
     problems = []
     model.version = VERSIONS.get(model.version, model.version)
-    problems += check_llava_json(groups) if data.data_path else []
+    problems += json_problems(groups) if data.data_path else []
     problems += bits_problems(model, train)
+    problems += reporting_problems(train.report_to)
     needed = [("model_name_or_path", model)] + ([] if data.data_path else [("stories", data), ("variant", data)])
     for name, what in needed:
         if not getattr(what, name):
@@ -318,31 +335,6 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
 def _value(groups: Groups, name: str) -> float:
     value = next(getattr(group, name) for group in groups if hasattr(group, name))
     return 1 if value is None else value
-
-
-def check_llava_json(groups: Groups) -> list[str]:
-    """Return what is wrong with the settings of a run on LLaVA's JSON."""
-    _, data, train = groups
-    problems = [
-        f"{name}: found beside data_path; a run has stories or LLaVA's JSON"
-        for name in ("stories", "variant", "feature_cache")
-        if getattr(data, name)
-    ]
-    if str(getattr(train.eval_strategy, "value", train.eval_strategy)) != "no":
-        problems.append("eval_strategy: with data_path there is nothing to evaluate on; set it to no")
-    if data.overlength == "rope_scaling":
-        problems.append("overlength: with data_path, samples that are too long are skipped; rope_scaling needs stories")
-    if data.loss_on == "all_text":
-        problems.append("loss_on: with data_path, answers or last_answer was wanted")
-    problems += [
-        f"{name}: {folder} is not a folder"
-        for name in ("image_folder", "video_folder")
-        if (folder := getattr(data, name)) and not Path(folder).is_dir()
-    ]
-    aspect = data.image_aspect_ratio or "square"
-    if aspect not in ("square", "pad") and not aspect.startswith("anyres"):
-        problems.append(f"image_aspect_ratio: square, pad, anyres or anyres_max_N was wanted, found {aspect!r}")
-    return problems
 
 
 def _check_model(folder: Path, model: ModelArguments) -> list[str]:

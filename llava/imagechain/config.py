@@ -71,7 +71,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None, *, prog
     values = vars(parser.parse_args(arguments))
     files = values.pop("config", None) or []
     try:
-        return build_config(config_class, [*[_read_yaml(path) for path in files], values], parse_text=True)
+        return build_config(config_class, [*[read_yaml(path) for path in files], values], parse_text=True)
     except ConfigError as error:
         parser.exit(2, f"{program}: {error}\n")
 
@@ -211,7 +211,12 @@ def _convert_one(value: Any, kind: type) -> Any:
     return value
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str) -> dict[str, Any]:
+    """Read settings from a YAML file.
+
+    Raises:
+        ConfigError: The file cannot be read or holds no settings.
+    """
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -27,8 +27,10 @@ class TrainPlan:
     """How a model is to be trained.
 
     Attributes:
-        lora_rank: Rank of the adapters on all linear layers of the language model; None trains the language model.
+        lora_rank: Rank of the adapters on all linear layers of the language model; None for none.
+        language_model: Without adapters, the language model itself trains.
         projector: The projector trains, too.
+        tower: The vision tower trains, too.
         num_gpus: Processes.
         zero_stage: DeepSpeed stage; 0 without DeepSpeed.
         micro_batch: Examples per device and forward pass.
@@ -42,7 +44,9 @@ class TrainPlan:
     """
 
     lora_rank: int | None = 128
+    language_model: bool = True
     projector: bool = True
+    tower: bool = False
     num_gpus: int = 8
     zero_stage: int = 3
     micro_batch: int = 4
@@ -192,8 +196,9 @@ def _training(
     config, total = model.config, sum(parameters.values())
     adapters = lora_parameters(model, plan.lora_rank) if plan.lora_rank else 0
     language = parameters["language model"]
-    trained_language = adapters if plan.lora_rank else language
-    trainable = trained_language + parameters.get("projector", 0) * plan.projector
+    whole = plan.language_model and not plan.lora_rank
+    trainable = adapters + language * whole
+    trainable += parameters.get("projector", 0) * plan.projector + parameters.get("vision tower", 0) * plan.tower
     shards = plan.num_gpus if plan.zero_stage == 3 else 1
     frozen = total + adapters - trainable
     # 4 bits come with a scale for each 64 numbers, itself of 8 bits: about 0.13 bits more.
@@ -216,11 +221,11 @@ def _training(
     if plan.tower_runs and frames:
         memory["vision tower"] = _tower_bytes(model, plan.micro_batch * max(frames))
     positions, squares = sum(lengths), sum(length * length for length in lengths)
-    per_position = (4 * language + 6 * adapters) if plan.lora_rank else 6 * language
+    per_position = (6 if whole else 4) * language + 6 * adapters  # frozen weights get no gradients of their own
     flops = per_position * positions + 6.0 * squares * config.hidden_size * layers
     if frames:
         flops += 6.0 * parameters.get("projector", 0) * sum(frames) * model.get_vision_tower().num_patches
-        flops += _tower_flops(model, sum(frames)) if plan.tower_runs else 0
+        flops += _tower_flops(model, sum(frames)) * (3 if plan.tower else 1) if plan.tower_runs else 0
     steps = math.ceil(math.ceil(len(lengths) / plan.global_batch) * plan.epochs)
     passes = plan.epochs
     if plan.max_steps:

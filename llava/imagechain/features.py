@@ -22,6 +22,8 @@ from typing import IO, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from llava.imagechain.compat import gathered
+from llava.imagechain.data import frame_problem
 from llava.imagechain.files import sha256_json, write_json
 from llava.imagechain.pooling import evenly_spaced
 from llava.imagechain.story import Story, StoryFrames
@@ -99,6 +101,22 @@ def cached_features(
     Raises:
         OSError: The disk has no room for the missing features.
     """
+    with gathered(tower.parameters()):  # ZeRO-3 has spread them
+        return _cached_features(
+            Path(cache_dir), collections, tower, image_processor, scene_aspect, dtype, num_workers, frames_per_call
+        )
+
+
+def _cached_features(
+    cache_dir: Path,
+    collections: Sequence[StoryFrames],
+    tower: Any,
+    image_processor: Any,
+    scene_aspect: str,
+    dtype: str,
+    num_workers: int,
+    frames_per_call: int,
+) -> list[StoryFeatures]:
     key = {
         "tower": tower_hash(tower),
         "select_layer": getattr(tower, "select_layer", None),
@@ -107,7 +125,7 @@ def cached_features(
         "scene_aspect": scene_aspect,
         "dtype": dtype,
     }
-    folder = Path(cache_dir) / sha256_json(key)[:20]
+    folder = cache_dir / sha256_json(key)[:20]
     store = _Store(folder, (int(tower.num_patches), int(tower.hidden_size)), DTYPES[dtype])
     reasons: dict[bytes, str] = {}
     hashes = [[_story_hashes(story) for story in stories.attempts()] for stories in collections]
@@ -212,10 +230,14 @@ class _PendingFrames(Dataset[tuple[list[bytes], Any, dict[bytes, str]]]):
         story: Story = self.collections[pending.collection][pending.story]
         hashes, images, reasons = [], [], {}
         for digest, (scene, frame) in pending.frames.items():
+            data = story.scenes[scene].frames[frame]
+            if reason := frame_problem(data):
+                reasons[digest] = reason
+                continue
             try:
-                images.append(_decode(story.scenes[scene].frames[frame]))
+                images.append(_decode(data))
                 hashes.append(digest)
-            except Exception as error:
+            except (OSError, ValueError, SyntaxError) as error:  # damage that only decoding shows
                 reasons[digest] = f"a frame cannot be read: {type(error).__name__}: {error}"
         pixels = process_scene_frames(images, self.image_processor, self.scene_aspect) if images else None
         return hashes, pixels, reasons

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.imagechain.config import ConfigError
 from llava.imagechain.files import read_json, write_json
 from llava.imagechain.saving import probe_ids, probe_pixels
@@ -101,7 +102,7 @@ def save_processor(processor: Any, folder: Path) -> None:
         write_json(folder / "preprocessor_config.json", {**image_settings, **owner})
     write_json(folder / "processor_config.json", {"num_additional_image_tokens": 1, **settings})
     if not (folder / "tokenizer.json").is_file():  # 4.x saved sentencepiece's file alone, which 5.x reads otherwise
-        AutoTokenizer.from_pretrained(str(folder)).save_pretrained(str(folder))
+        AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).save_pretrained(str(folder))
     words = read_json(folder / "tokenizer_config.json")
     if isinstance(special := words.get("extra_special_tokens"), list):
         del words["extra_special_tokens"]
@@ -139,7 +140,10 @@ def exported_logits(folder: Path, tokenizer: Any, tower: Any, device: str, dtype
     if problems := [*info["missing_keys"], *info["unexpected_keys"]]:
         raise ValueError(f"the exported names are not the library's: {', '.join(sorted(problems)[:5])}")
     image_id = read_json(folder / "config.json")["image_token_index"]
-    ids = [[image_id] * tower.num_patches if token == -200 else [token] for token in probe_ids(tokenizer)[0].tolist()]
+    ids = [
+        [image_id] * tower.num_patches if token == IMAGE_TOKEN_INDEX else [token]
+        for token in probe_ids(tokenizer)[0].tolist()
+    ]
     batch = torch.tensor([[token for part in ids for token in part]], device=device)
     pixels = probe_pixels(tower).to(device, getattr(torch, dtype))
     with torch.inference_mode():

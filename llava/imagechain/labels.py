@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from llava.constants import IGNORE_INDEX
 from llava.imagechain.prompts import Encoded
-
-IGNORE_INDEX = -100
 
 # Kinds of prompts.Span that carry loss. System text, role marks, turn marks and image positions never do.
 LOSS_ON: dict[str, frozenset[str]] = {

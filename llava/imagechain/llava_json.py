@@ -363,3 +363,28 @@ def json_settings(groups: Any, config: Any, vision: Any) -> JsonSettings:
         sampling=Sampling(fps=data.video_fps, most=data.frames_upbound, always_most=data.force_sample),
         add_time_instruction=data.add_time_instruction,
     )
+
+
+def json_problems(groups: Any) -> list[str]:
+    """Return what is wrong with the settings of a run on LLaVA's JSON."""
+    _, data, train = groups
+    problems = [
+        f"{name}: found beside data_path; a run has stories or LLaVA's JSON"
+        for name in ("stories", "variant", "feature_cache")
+        if getattr(data, name)
+    ]
+    if str(getattr(train.eval_strategy, "value", train.eval_strategy)) != "no":
+        problems.append("eval_strategy: with data_path there is nothing to evaluate on; set it to no")
+    if data.overlength == "rope_scaling":
+        problems.append("overlength: with data_path, samples that are too long are skipped; rope_scaling needs stories")
+    if data.loss_on == "all_text":
+        problems.append("loss_on: with data_path, answers or last_answer was wanted")
+    problems += [
+        f"{name}: {folder} is not a folder"
+        for name in ("image_folder", "video_folder")
+        if (folder := getattr(data, name)) and not Path(folder).is_dir()
+    ]
+    aspect = data.image_aspect_ratio or "square"
+    if aspect not in ("square", "pad") and not aspect.startswith("anyres"):
+        problems.append(f"image_aspect_ratio: square, pad, anyres or anyres_max_N was wanted, found {aspect!r}")
+    return problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llava.imagechain.prompts import _CLOSE, _OPEN, IMAGE_MARK, Span, _spaced, neutralize, render_marked
+from llava.imagechain.prompts import CLOSE, IMAGE_MARK, OPEN, Span, neutralize, render_marked, spaced
 
 
 def read_turns(sample: Any) -> list[tuple[str, str]]:
@@ -70,12 +70,12 @@ def render_messages(
             Span(IMAGE_MARK, "image") if n % 2 else Span(p, "role") for n, p in enumerate(_woven(pieces(question)))
         ]
         answer = answer.strip().removesuffix(str(tokenizer.eos_token)).rstrip()
-        spans += [Span(_spaced(neutralize(answer, tokenizer, keep=roles)), "answer"), Span(tokenizer.eos_token, "end")]
+        spans += [Span(spaced(neutralize(answer, tokenizer, keep=roles)), "answer"), Span(tokenizer.eos_token, "end")]
         return [span for span in spans if span.text]
-    image = f"{_OPEN['image']}{IMAGE_MARK}{_CLOSE}"
+    image = f"{OPEN['image']}{IMAGE_MARK}{CLOSE}"
     marked = []
     for question, answer in messages:
-        kinds = [f"{_OPEN['question']}{piece}{_CLOSE}" if piece else "" for piece in pieces(question)]
+        kinds = [f"{OPEN['question']}{piece}{CLOSE}" if piece else "" for piece in pieces(question)]
         marked.append((image.join(kinds), neutralize(answer, tokenizer, keep=roles).strip()))
     return [span for span in render_marked(marked, conversation_name) if span.text]
 

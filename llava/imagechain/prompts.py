@@ -11,10 +11,11 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from llava.constants import IMAGE_TOKEN_INDEX
+
 if TYPE_CHECKING:
     from llava.imagechain.variants import Dialogue, Turn
 
-IMAGE_TOKEN_INDEX = -200
 IMAGE_MARK = "<image>"
 
 # "bos" opens the text and each turn of figure3, "mark" is the <Image></Image> wrapper, "role" everything else that the
@@ -172,18 +173,19 @@ def _render_figure3(turns: Sequence[Turn], tokenizer: Any, conversation_name: st
             if part.kind == "image":
                 spans += [Span(" <Image>", "mark"), Span(IMAGE_MARK, "image"), Span("</Image>", "mark")]
             else:
-                spans.append(Span(_spaced(part.text), part.kind))
-        spans += [Span(" ASSISTANT:", "role"), Span(_spaced(turn.assistant), "answer"), Span(end, "end")]
+                spans.append(Span(spaced(part.text), part.kind))
+        spans += [Span(" ASSISTANT:", "role"), Span(spaced(turn.assistant), "answer"), Span(end, "end")]
     return spans
 
 
-def _spaced(text: str) -> str:
+def spaced(text: str) -> str:
+    """Return text with a space before it, and nothing for nothing."""
     return f" {text}" if text else ""
 
 
 # Private-use characters that delimit the pieces while a conversation template puts its own text around them.
-_OPEN = {"question": "\ue000", "description": "\ue001", "image": "\ue002", "answer": "\ue003"}
-_CLOSE = "\ue004"
+OPEN = {"question": "\ue000", "description": "\ue001", "image": "\ue002", "answer": "\ue003"}
+CLOSE = "\ue004"
 _PIECE = re.compile("([\ue000-\ue003])([^\ue004]*)\ue004")
 _DELIMITERS = re.compile("[\ue000-\ue004]")
 
@@ -198,9 +200,9 @@ def render_marked(messages: Sequence[tuple[str, str]], conversation_name: str) -
     plain = conversation.sep_style.name == "PLAIN"
     for question, answer in messages:
         # Style PLAIN is for captions: of a question only the image counts.
-        question = "".join(m[0] for m in _PIECE.finditer(question) if m[1] == _OPEN["image"]) if plain else question
+        question = "".join(m[0] for m in _PIECE.finditer(question) if m[1] == OPEN["image"]) if plain else question
         conversation.append_message(conversation.roles[0], question)
-        conversation.append_message(conversation.roles[1], f"{_OPEN['answer']}{answer}{_CLOSE}")
+        conversation.append_message(conversation.roles[1], f"{OPEN['answer']}{answer}{CLOSE}")
     if conversation.sep_style.name == "LLAMA_3":
         said = [("system", conversation.system), *conversation.messages]
         text = "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{t}{conversation.sep}" for role, t in said)
@@ -209,7 +211,7 @@ def render_marked(messages: Sequence[tuple[str, str]], conversation_name: str) -
         text = "".join(text + conversation.sep * (number % 2) for number, (_, text) in enumerate(said))
     else:
         text = conversation.get_prompt()
-    kinds: dict[str, Kind] = {mark: kind for kind, mark in _OPEN.items()}  # type: ignore[misc]
+    kinds: dict[str, Kind] = {mark: kind for kind, mark in OPEN.items()}  # type: ignore[misc]
     spans: list[Span] = []
     position = 0
     for found in _PIECE.finditer(text):
@@ -218,7 +220,7 @@ def render_marked(messages: Sequence[tuple[str, str]], conversation_name: str) -
         if kind == "answer" and spans and spans[-1].kind == "role" and spans[-1].text.endswith(" "):
             # The space before an answer is the model's to write: the prompt for generation ends without it.
             spans[-1] = Span(spans[-1].text[:-1], "role")
-            spans.append(Span(_spaced(found[2]), kind))
+            spans.append(Span(spaced(found[2]), kind))
         else:
             spans.append(Span(found[2], kind))
         position = found.end()
@@ -230,10 +232,10 @@ def _template_pieces(turn: Turn) -> list[str]:
     pieces: list[str] = []
     for part in turn.user:
         if part.kind == "image":
-            piece = f"{_OPEN['image']}{IMAGE_MARK}{_CLOSE}"
-            pieces.insert(len(pieces) - 1 if pieces and pieces[-1][0] == _OPEN["question"] else len(pieces), piece)
+            piece = f"{OPEN['image']}{IMAGE_MARK}{CLOSE}"
+            pieces.insert(len(pieces) - 1 if pieces and pieces[-1][0] == OPEN["question"] else len(pieces), piece)
         elif part.text:
-            pieces.append(f"{_OPEN[part.kind]}{part.text}{_CLOSE}")
+            pieces.append(f"{OPEN[part.kind]}{part.text}{CLOSE}")
     return pieces
 
 

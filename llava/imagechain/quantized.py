@@ -39,7 +39,7 @@ def bits_problems(model: Any, train: Any) -> list[str]:
             f"bits {model.bits}: quantized weights cannot train; set lora_enable, and leave the tower frozen"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
-        problems.append(f"bits {model.bits}: bitsandbytes is not installed (pip install bitsandbytes)")
+        problems.append(f"bits {model.bits}: bitsandbytes is not installed; bash scripts/setup.sh train quantization")
     config = Path(train.deepspeed) if isinstance(train.deepspeed, str) else None
     if config and config.is_file() and read_json(config).get("zero_optimization", {}).get("stage") == 3:
         problems.append(

@@ -6,14 +6,30 @@ set there stays: WANDB_MODE=online sends the curves, WANDB_PROJECT and WANDB_DIR
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.imagechain.files import write_text
 
 RUN_ID = "wandb_id.txt"
+# Name for `report_to` -> (packages of which one is needed, how to get it).
+PACKAGES = {
+    "tensorboard": (("tensorboard", "tensorboardX"), "bash scripts/setup.sh train tensorboard"),
+    "wandb": (("wandb",), "pip install wandb"),
+}
+
+
+def reporting_problems(wanted: Sequence[str]) -> list[str]:
+    """Return which packages are missing for `report_to`."""
+    return [
+        f"report_to: {name} is not installed; {how}"
+        for name, (packages, how) in PACKAGES.items()
+        if name in wanted and not any(importlib.util.find_spec(package) for package in packages)
+    ]
 
 
 def prepare_reporting(settings: Any, *, resumed: bool) -> None:

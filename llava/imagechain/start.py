@@ -44,7 +44,7 @@ def load_model(groups: Any) -> Any:
         set_layout(loaded.model.config, model_arguments, data)
         if model_arguments.pretrain_mm_mlp_adapter:
             body = loaded.model.get_model()
-            body._load_adapter(model_arguments.pretrain_mm_mlp_adapter, body.vision_resampler)
+            body.load_adapter(model_arguments.pretrain_mm_mlp_adapter, body.vision_resampler)
     settle_decisions(loaded.model.config, asked_of(model_arguments), trained=False)
     loaded.model.get_vision_tower().frames_per_call = model_arguments.frames_per_call
     return loaded
@@ -66,17 +66,21 @@ def set_layout(config: Any, model_arguments: Any, data: Any) -> None:
 def _from_language_model(groups: Any, dtype: Any) -> Any:
     from llava.imagechain.checkpoint import LoadedModel
     from llava.imagechain.compat import DTYPE_KEYWORD, attention_implementation
-    from llava.model.builder import _classes, load_tokenizer
+    from llava.imagechain.weights import check_weights
+    from llava.model.builder import load_tokenizer, model_classes, refuse_missing
 
     model_arguments, data, settings = groups
     folder = str(model_arguments.model_name_or_path)
-    model_class, config_class = _classes(folder, Path(folder).name)
-    model = model_class.from_pretrained(
+    check_weights(folder)
+    model_class, config_class = model_classes(folder, Path(folder).name)
+    model, info = model_class.from_pretrained(
         folder,
         config=config_class.from_pretrained(folder),
         attn_implementation=attention_implementation(model_arguments.attn_implementation),
+        output_loading_info=True,
         **{DTYPE_KEYWORD: dtype},
     )
+    refuse_missing(info["missing_keys"], folder)
     for name, default in LAYOUT.items():
         setattr(model.config, name, default)
     set_layout(model.config, model_arguments, data)

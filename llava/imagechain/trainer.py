@@ -59,7 +59,8 @@ class LengthGroupedSampler(Sampler[int]):
             global_batch_size: Examples of a step, over all devices.
             group_batches: Global batches sorted by length together; 0 leaves the random order.
             seed: Of all epochs.
-            kinds: A global batch holds examples of one kind only (with images or text), the rest of each apart.
+            kinds: A global batch holds examples of one kind only (with images or text); what is left over of both
+                comes last, together.
         """
         self.lengths, self.seed, self.epoch, self.kinds = lengths, seed, 0, kinds
         self.global_batch_size, self.group_batches = global_batch_size, group_batches
@@ -88,11 +89,9 @@ class LengthGroupedSampler(Sampler[int]):
         last = [rest[i : i + batch] for i in range(0, len(rest), batch)]
         whole = [b for b in batches if len(b) == batch]
         whole = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
-        whole.sort(key=lambda b: -self._is_longest(b))
+        longest = max(self.lengths, default=0)
+        whole.sort(key=lambda b: max(self.lengths[i] for i in b) < longest)
         return iter([i for b in whole + last for i in b])
-
-    def _is_longest(self, batch: list[int]) -> bool:
-        return max(self.lengths[i] for i in batch) == max(self.lengths)
 
 
 # --- the trainer ------------------------------------------------------------------------------------------------------

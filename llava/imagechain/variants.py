@@ -247,9 +247,9 @@ def show(config: ShowConfig) -> str:
 
     tokenizer = None
     if config.tokenizer:
-        from transformers import AutoTokenizer
+        from llava.model.builder import load_tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, use_fast=False)
+        tokenizer = load_tokenizer(str(config.tokenizer))
     stories: Sequence[Story]
     if config.stories:
         from llava.imagechain.data import text_stories

@@ -63,7 +63,11 @@ def _weight_files(path: Path) -> list[Path]:
             continue
         if not name.endswith(".json"):
             return [path / name]
-        return [inside(path, shard) for shard in sorted(set(read_json(path / name)["weight_map"].values()))]
+        index = read_json(path / name)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise ValueError(f"{path / name}: a weight_map from tensor names to file names was wanted.")
+        return [inside(path, shard) for shard in sorted(set(shards.values()))]
     raise FileNotFoundError(f"{path} holds no weights: one of {', '.join(_LAYOUTS)} was wanted.")
 
 

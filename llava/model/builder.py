@@ -92,7 +92,7 @@ def load_pretrained_model(
         warnings.warn(
             f"{model_name} has 'lora' in its name, but no model_base and no adapter_config.json.", stacklevel=2
         )
-    model_class, config_class = _classes(model_path, model_name)
+    model_class, config_class = model_classes(model_path, model_name)
     config = customized_config or config_class.from_pretrained(model_path)
     for name, value in (overwrite_config or {}).items():
         setattr(config, name, value)
@@ -108,7 +108,7 @@ def load_pretrained_model(
         missing -= load_extra_tensors(model, extra)
         if adapter is not None:
             model = _adapted(model, model_path, merge=merge_adapter)
-    _refuse_missing(missing, model_path)
+    refuse_missing(missing, model_path)
     _add_image_tokens(model, tokenizer)
     tower = model.get_vision_tower()
     if not tower.is_loaded:
@@ -176,7 +176,9 @@ def _load_settings(
 
 def _load_language_model(model_path: str, model_base: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:
     _check_files(model_base or model_path, model_path if model_base else None)
-    model = AutoModelForCausalLM.from_pretrained(model_base or model_path, **settings)
+    settings = {"trust_remote_code": False, **settings, "output_loading_info": True}
+    model, info = AutoModelForCausalLM.from_pretrained(model_base or model_path, **settings)
+    refuse_missing(info["missing_keys"], model_base or model_path)
     return (_adapted(model, model_path) if model_base else model), _load_tokenizer(model_path, model_base)
 
 
@@ -199,7 +201,7 @@ def _check_files(weights: str, adapter_path: str | None) -> None:
         check_weights(found[0])
 
 
-def _classes(model_path: str, model_name: str) -> tuple[Any, Any]:
+def model_classes(model_path: str, model_name: str) -> tuple[Any, Any]:
     """Return the model and config classes; other families than Llama need a LLaVA-NeXT checkout."""
     model_type = _model_type(model_path).removeprefix("llava_")
     words = model_type if model_type in _FAMILIES or model_type == "llama" else model_name.lower()
@@ -251,7 +253,7 @@ def load_tokenizer(source: str) -> Any:
             "tokenizer files of the base model into the folder."
         )
     try:
-        if tokenizer := AutoTokenizer.from_pretrained(source, use_fast=False):
+        if tokenizer := AutoTokenizer.from_pretrained(source, use_fast=False, trust_remote_code=False):
             return tokenizer
         raise ValueError("the vocabulary is damaged")  # transformers 4 returns False
     except (ValueError, TypeError, RuntimeError) as error:
@@ -272,7 +274,8 @@ def _extra_tensors(model_path: str, *, adapted: bool) -> dict[str, torch.Tensor]
     return read_tensors(hf_hub_download(repo_id=model_path, filename=f"{stem}.bin"))
 
 
-def _refuse_missing(missing: Collection[str], model_path: str) -> None:
+def refuse_missing(missing: Collection[str], model_path: str) -> None:
+    """Raise a ValueError that names the parameters for which no file holds weights; nothing when there are none."""
     if missing:
         names = sorted(missing)
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""

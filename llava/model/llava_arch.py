@@ -88,14 +88,22 @@ class LlavaMetaModel:
         for parameter in [*self.mm_projector.parameters(), *resampler.parameters()]:
             parameter.requires_grad = True  # LoRA freezes the whole model before this
         if model_args.pretrain_mm_mlp_adapter is not None:
-            self._load_adapter(model_args.pretrain_mm_mlp_adapter, resampler)
+            self.load_adapter(model_args.pretrain_mm_mlp_adapter, resampler)
 
-    def _load_adapter(self, path: str, resampler: nn.Module) -> None:
+    def load_adapter(self, path: str, resampler: nn.Module) -> None:
+        """Load the projector, and the resampler where there is one, from the file of a first training stage.
+
+        Raises:
+            ValueError: The file holds other tensors than these modules have.
+        """
         tensors = read_tensors(path)
         for name, module in (("mm_projector", self.mm_projector), ("vision_resampler", resampler)):
             found = {key.split(f"{name}.", 1)[1]: value for key, value in tensors.items() if f"{name}." in key}
-            with gathered(module.parameters()):
-                module.load_state_dict(found)
+            try:
+                with gathered(module.parameters()):
+                    module.load_state_dict(found)
+            except RuntimeError as error:
+                raise ValueError(f"{path} does not fit this model's {name}: {error}") from error
         logger.info("The projector was loaded from %s.", path)
 
 

@@ -129,6 +129,11 @@ def find_start(groups: Groups, made_from: dict[str, str]) -> str | None:
     if settings.overwrite and not settings.dry_run and settings.process_index == 0:
         for old in [*folder.glob("checkpoint-*"), folder / "run.json"]:
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    if not (settings.overwrite or settings.resume) and (kept := next(folder.glob("checkpoint-*"), None)):
+        raise ConfigError(
+            f"{folder} holds {kept.name} of an earlier run, which the next resumption would take for this run's. "
+            "--overwrite deletes it; or give another --output_dir."
+        )
     if settings.overwrite or not settings.resume or not (folder / "run.json").is_file():
         return None
     before = read_json(folder / "run.json")
@@ -351,12 +356,16 @@ def show_plan(groups: Groups, variant: Variant | None, stories: Stories) -> int:
 def expected(groups: Groups, folder: str, examples: StoryExamples) -> str:
     """Return parameters, memory and time that a run needs, from the model's config alone."""
     from llava.imagechain.estimate import TrainPlan, estimate
+    from llava.imagechain.parts import trained_parts
 
     model_arguments, data, settings = groups
+    parts = trained_parts(model_arguments)
     zero: dict[str, Any] = read_json(settings.deepspeed).get("zero_optimization", {}) if settings.deepspeed else {}
     plan = TrainPlan(
         lora_rank=model_arguments.lora_r if model_arguments.lora_enable else None,
-        projector=not model_arguments.freeze_mm_mlp_adapter,
+        language_model="language model" in parts,
+        projector="projector" in parts,
+        tower="vision tower" in parts,
         num_gpus=settings.world_size,
         zero_stage=int(zero.get("stage", 0)),
         micro_batch=settings.per_device_train_batch_size,

@@ -144,6 +144,14 @@ def test_zero3_saves_a_whole_model_frozen_tower_included(tiny_base, data, tmp_pa
     assert not any("vision_tower" in name for name in moved)
 
 
+@needs_deepspeed
+@pytest.mark.slow
+def test_zero3_trains_on_cached_features_as_one_process_does_without(alone, tiny_base, data, tmp_path):
+    cache = ("--feature_cache", str(tmp_path / "cache"), "--feature_dtype", "float32", "--max_steps", "4")
+    output = train(tiny_base, data, tmp_path / "run", *zero("zero3", tmp_path), *cache)
+    assert losses(output) == pytest.approx(losses(alone)[:4], rel=1e-4)
+
+
 def test_deepspeed_without_a_launcher_is_refused_with_the_way_to_start_it(tiny_base, data, tmp_path, monkeypatch):
     from llava.imagechain.arguments import parse_arguments
     from llava.imagechain.config import ConfigError

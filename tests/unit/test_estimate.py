@@ -10,11 +10,12 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from llava.imagechain.arguments import ModelArguments
+from llava.imagechain.arguments import DataArguments, ModelArguments
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.estimate import Estimate, PredictPlan, TrainPlan, estimate, kept_bytes, meta_model
 from llava.imagechain.trainer import part_of, prepare_model, trainable_table
@@ -142,6 +143,29 @@ def test_trained_parameters_are_those_of_real_training(tiny_llava, rank):
     found = estimate(tiny_llava.full, [10], TrainPlan(lora_rank=rank))
     assert found.trainable == sum(row["trained"] for row in table)
     assert sum(found.parameters.values()) == sum(row["parameters"] for row in table)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tune_mm_mlp_adapter": True},
+        {"mm_tunable_parts": "mm_mlp_adapter,mm_vision_tower"},
+        {"lora_enable": True, "lora_r": 4, "freeze_mm_mlp_adapter": True},
+        {"unfreeze_mm_vision_tower": True},
+    ],
+)
+def test_a_dry_run_counts_the_parts_that_train(changes, tiny_llava):
+    from llava.train.train import expected
+
+    model = ModelArguments(model_name_or_path=str(tiny_llava.full), **changes)
+    train = SimpleNamespace(
+        deepspeed=None, world_size=1, per_device_train_batch_size=1, global_batch_size=1, num_train_epochs=1,
+        max_steps=-1, gradient_checkpointing=False, tflops=300.0,
+    )  # fmt: skip
+    examples = SimpleNamespace(plans=[], lengths=[10], num_frames=lambda: [2])
+    text = expected((model, DataArguments(), train), str(tiny_llava.full), examples)
+    table = trainable_table(prepare_model(load_checkpoint(tiny_llava.full, device="cpu").model, model))
+    assert f"; {sum(row['trained'] for row in table):,} train" in text
 
 
 @pytest.mark.parametrize("rank", [8, None])

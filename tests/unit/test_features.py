@@ -153,6 +153,18 @@ def test_a_damaged_frame_costs_its_story_only(tmp_path, tower):
         found.scene(0, 0)
 
 
+def test_a_frame_is_left_out_for_its_size_with_a_cache_as_without(tmp_path, tower, monkeypatch):
+    from PIL import Image
+
+    from llava.imagechain.data import unreadable_stories
+
+    stories = stories_of(2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # a frame has 40 x 32
+    (found,) = cache(tmp_path, [stories], tower)
+    assert "DecompressionBombWarning" in found.unreadable["s0"]
+    assert found.unreadable == unreadable_stories(stories)
+
+
 def test_examples_with_a_cache_read_no_frame(tmp_path, tower, tiny_llava, monkeypatch):
     from transformers import AutoTokenizer
 

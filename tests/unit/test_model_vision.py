@@ -110,7 +110,7 @@ def test_two_processes_with_unequal_frames_make_equally_many_calls(tmp_path):
         for rank in range(2)
     ]  # fmt: skip
     try:
-        results = [worker.communicate(timeout=100) for worker in workers]
+        results = [worker.communicate(timeout=400) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

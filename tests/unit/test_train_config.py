@@ -199,3 +199,31 @@ def test_every_value_of_base_yaml_that_is_the_papers_names_its_section():
         line = next(line for line in text.splitlines() if line.startswith(f"{name}:"))
         assert '# "' in line, name
         assert name in settings
+
+
+def test_a_new_start_beside_checkpoints_of_an_earlier_run_is_refused(flags, tmp_path):
+    from llava.train.train import find_start
+
+    (tmp_path / "out" / "checkpoint-100").mkdir(parents=True)
+    files = config_files("base", "imagechain", "c2_7")
+    groups, _ = parse_arguments([*files, *flags, "--resume", "false"])
+    with pytest.raises(ConfigError, match=r"checkpoint-100 of an earlier run.*--overwrite"):
+        find_start(groups, {})
+    groups, _ = parse_arguments([*files, *flags, "--resume", "false", "--overwrite", "true"])
+    assert find_start(groups, {}) is None and not list((tmp_path / "out").iterdir())
+
+
+def test_missing_packages_are_named_with_their_extra(flags, monkeypatch):
+    import importlib.util
+
+    from llava.imagechain import reporting
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    with pytest.raises(ConfigError, match=r"peft: not installed; bash scripts/setup\.sh train"):
+        parse_arguments([*config_files("base", "imagechain", "c2_7"), *flags])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert reporting.reporting_problems(["tensorboard"]) == [
+        "report_to: tensorboard is not installed; bash scripts/setup.sh train tensorboard"
+    ]
+    assert reporting.reporting_problems([]) == []

@@ -127,3 +127,56 @@ def test_an_adapter_can_stay_beside_its_base(tiny_llava):
             merged(input_ids=ids, images=[frame]).logits,
             rtol=1e-4, atol=1e-4,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("index", [{}, [], {"weight_map": {"lm_head.weight": 1}}])
+def test_an_index_that_names_no_files_is_refused(index, copy_of_tiny_llava):
+    (copy_of_tiny_llava.full / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="a weight_map from tensor names to file names"):
+        load(copy_of_tiny_llava.full)
+
+
+def test_a_language_model_with_weights_missing_is_refused_alone_and_as_a_start_of_training(copy_of_tiny_llava):
+    from types import SimpleNamespace
+
+    from llava.imagechain.arguments import DataArguments, ModelArguments
+    from llava.imagechain.start import load_model
+
+    file = copy_of_tiny_llava.plain / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    settings = SimpleNamespace(bf16=False, fp16=False, device=torch.device("cpu"), model_max_length=64)
+    model = ModelArguments(model_name_or_path=str(file.parent), vision_tower=str(copy_of_tiny_llava.tower))
+    with pytest.raises(ValueError, match=r"no file holds weights for model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model((model, DataArguments(), settings))
+    with pytest.raises(ValueError, match=r"no file holds weights for model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_pretrained_model(str(file.parent), None, "plain", device_map="cpu", torch_dtype="float32")
+
+
+def test_a_projector_of_another_size_is_refused(tiny_llava, tmp_path):
+    model = load(tiny_llava.full)[1].get_model()
+    wrong = {f"model.mm_projector.{n}.weight": torch.zeros(3, 3) for n in (0, 2)}
+    torch.save(wrong, tmp_path / "mm_projector.bin")
+    with pytest.raises(ValueError, match="does not fit this model's mm_projector"):
+        model.load_adapter(str(tmp_path / "mm_projector.bin"), model.vision_resampler)
+
+
+def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from llava.imagechain.saving import new_folder
+
+    target, rename = tmp_path / "model", Path.rename
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+
+    def fails(self, other):
+        if other == target and not self.name.endswith("-old"):
+            raise OSError("no")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no"), new_folder(target, overwrite=True) as folder:
+        (folder / "new.txt").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "old.txt"]
