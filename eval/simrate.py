@@ -12,23 +12,24 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from eval.judge import Judge, load_judge
+from eval.judge import Judge, asking, load_judge
+from eval.judge.asking import ask_pending, pending_rows, requests_of
 from eval.judge.cache import AnswerCache, cache_path
-from eval.judge.client import Reply, Request, ServerError, ask_all, check_server, check_url
+from eval.judge.client import ServerError, check_server, check_url
 from eval.judge.cost import Cost, Spending, check_cost, estimate
+from eval.locks import only_one
 from eval.runs import JUDGMENTS, Prediction, read_predictions
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
-from llava.imagechain.files import JsonlAppender, read_json, read_jsonl, sha256_json, write_jsonl
+from llava.imagechain.files import read_json, read_jsonl, sha256_json, write_jsonl
 from llava.imagechain.manifest import Run, run_manifest
 
 logger = logging.getLogger("eval.simrate")
@@ -64,22 +65,19 @@ class SimRateConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Sheet:
+class Sheet(asking.Sheet):
     """One predictions file being judged."""
 
     path: Path
-    rows: list[Prediction]
     later: list[Prediction]  # beyond --limit: nothing is asked for them, but judgments that they have are kept
     skipped: list[dict[str, Any]]
-    answers: dict[str, str] = dataclasses.field(default_factory=dict)  # request key -> raw answer
-    errors: dict[str, str] = dataclasses.field(default_factory=dict)  # request key -> why there is none
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         return self.path.parent
 
-    def judgment(self, judge: Judge, row: Prediction) -> dict[str, Any]:
+    def written(self, judge: Judge, row: Prediction) -> dict[str, Any]:
         """Return the row of judgments.jsonl, its verdict read from the raw answer."""
         key = judge.key(row.reference, row.prediction)
         answer, error = self.answers.get(key), self.errors.get(key)
@@ -114,9 +112,8 @@ def read_sheets(config: SimRateConfig) -> list[Sheet]:
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
-        sheets.append(
-            Sheet(path=path, rows=rows[: config.limit], later=rows[len(rows[: config.limit]) :], skipped=skipped)
-        )
+        within, later = rows[: config.limit], rows[len(rows[: config.limit]) :]
+        sheets.append(Sheet(path=path, target=path.parent / JUDGMENTS, rows=within, later=later, skipped=skipped))
     folders = [path.resolve().parent for path in config.predictions]
     if len(set(folders)) < len(folders):
         problems.append("predictions: each file needs a folder of its own, found two in one folder")
@@ -141,7 +138,7 @@ def known_answers(
         pairs = {row.pair_sha256 for row in sheet.rows}
         wanted = {judge.key(row.reference, row.prediction): row for row in sheet.rows}
         known = wanted.keys() | {judge.key(row.reference, row.prediction) for row in sheet.later}
-        earlier = sheet.folder / JUDGMENTS
+        earlier = sheet.target
         if config.resume and not config.overwrite and earlier.is_file():
             for old in read_jsonl(earlier):
                 if (key := old.get(field, old.get("key"))) in known and isinstance(old.get("answer"), str):
@@ -158,63 +155,14 @@ def known_answers(
     return counts
 
 
-def pending_rows(judge: Judge, sheets: Sequence[Sheet]) -> dict[str, Prediction]:
-    """Return what has to be asked by its request's key; equal comparisons are asked once."""
-    pending: dict[str, Prediction] = {}
-    for sheet in sheets:
-        for row in sheet.rows:
-            key = judge.key(row.reference, row.prediction)
-            if key not in sheet.answers:
-                pending.setdefault(key, row)
-    return pending
-
-
-def ask_pending(
-    judge: Judge, sheets: Sequence[Sheet], requests: Sequence[Request], cache: AnswerCache, spending: Spending
-) -> str | None:
-    """Ask the server, writing each judgment down as it arrives.
-
-    Returns:
-        None, or why asking stopped early.
-    """
-    from tqdm import tqdm
-
-    places: dict[str, list[tuple[int, Prediction]]] = {}
-    for number, sheet in enumerate(sheets):
-        for row in sheet.rows:
-            places.setdefault(judge.key(row.reference, row.prediction), []).append((number, row))
-    interval_s = 0.2 if sys.stderr.isatty() else 60
-    counts = {"failed": 0, "unparsed": 0}
-    with contextlib.ExitStack() as stack:
-        for sheet in sheets:  # What is known stays whole on disk while the rest arrives.
-            write_jsonl(sheet.folder / JUDGMENTS, finished(judge, sheet))
-        logs = [stack.enter_context(JsonlAppender(sheet.folder / JUDGMENTS)) for sheet in sheets]
-        progress = stack.enter_context(
-            tqdm(total=len(requests), unit="call", desc="judge", mininterval=interval_s, maxinterval=interval_s)
-        )
-
-        def take(reply: Reply) -> str | None:
-            for number, row in places[reply.key]:
-                kind = sheets[number].errors if reply.answer is None else sheets[number].answers
-                kind[reply.key] = str(reply.error if reply.answer is None else reply.answer)
-                logs[number].write(judgment := sheets[number].judgment(judge, row))
-            counts["failed"] += reply.answer is None
-            counts["unparsed"] += reply.answer is not None and not judgment["parsed"]
-            progress.set_postfix(counts, refresh=False)
-            progress.update()
-            return spending.add(reply)
-
-        return ask_all(judge, requests, cache, take)
-
-
 def finished(judge: Judge, sheet: Sheet) -> list[dict[str, Any]]:
     """Return the judgments of all answered rows, in the order of the predictions."""
-    return [row for row in (sheet.judgment(judge, row) for row in (*sheet.rows, *sheet.later)) if row["verdict"]]
+    return [row for row in (sheet.written(judge, row) for row in (*sheet.rows, *sheet.later)) if row["verdict"]]
 
 
 def summary(judge: Judge, sheet: Sheet) -> dict[str, Any]:
     """Return the counts of one file, and the rate with unparsed answers as No (the paper's way) and without them."""
-    rows = [sheet.judgment(judge, row) for row in sheet.rows]
+    rows = [sheet.written(judge, row) for row in sheet.rows]
     yes = sum(row["verdict"] == "yes" for row in rows)
     scored = sum(row["verdict"] is not None for row in rows)
     unparsed = sum(row["verdict"] is not None and not row["parsed"] for row in rows)
@@ -230,30 +178,11 @@ def summary(judge: Judge, sheet: Sheet) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Keep other processes from judging the same folder at the same time; the lock ends with the process.
-
-    Raises:
-        ConfigError: Another process is judging it.
-    """
-    with (folder / ".judging").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder} is being judged by another process; wait until that has ended, then run this again"
-            ) from None
-        except OSError as error:  # a file system without locks
-            logger.warning("%s cannot be locked (%s): do not judge it twice at the same time", folder, error.strerror)
-        yield
-
-
 def judge_sheets(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], cache: AnswerCache) -> int:
     """Judge, write, report; return the exit status."""
     with contextlib.ExitStack() as stack:
         for sheet in sheets if not config.dry_run else ():
-            stack.enter_context(only_one(sheet.folder))
+            stack.enter_context(only_one(sheet.folder / ".judging", work="judging"))
         known = known_answers(config, judge, sheets, cache)
         pending = pending_rows(judge, sheets)
         cost = estimate(judge, [(row.reference, row.prediction) for row in pending.values()])
@@ -262,7 +191,7 @@ def judge_sheets(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], c
             print("nothing was asked or written")
             return 0
         check_cost(judge, cost, config.max_cost)
-        requests = [Request(key=key, body=judge.request(row.reference, row.prediction)) for key, row in pending.items()]
+        requests = requests_of(judge, pending)
         server = check_server(judge, requests[0]) if requests else {}
         asked = {
             "asked_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -274,8 +203,10 @@ def judge_sheets(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], c
         for run, before in zip(runs, earlier, strict=True):
             run.record(expected=dataclasses.asdict(cost), known=dict(known), asked=[*before, *[asked] * bool(requests)])
         spending = Spending(judge, cost, config.max_cost)
+        for sheet in sheets:  # What is known stays whole on disk while the rest arrives.
+            write_jsonl(sheet.target, finished(judge, sheet))
         try:
-            stopped = ask_pending(judge, sheets, requests, cache, spending) if requests else None
+            stopped = ask_pending(judge, sheets, requests, cache, spending, lambda row: row["parsed"])
         finally:
             asked |= spending.facts()
         return _finish(judge, sheets, runs, stopped)
@@ -284,8 +215,8 @@ def judge_sheets(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], c
 def _finish(judge: Judge, sheets: Sequence[Sheet], runs: Sequence[Run], stopped: str | None) -> int:
     unscored = 0
     for sheet, run in zip(sheets, runs, strict=True):
-        judgments = [sheet.judgment(judge, row) for row in (*sheet.rows, *sheet.later)]
-        write_jsonl(sheet.folder / JUDGMENTS, judgments if not sheet.later else finished(judge, sheet))
+        judgments = [sheet.written(judge, row) for row in (*sheet.rows, *sheet.later)]
+        write_jsonl(sheet.target, judgments if not sheet.later else finished(judge, sheet))
         if sheet.skipped:
             write_jsonl(sheet.folder / "judge_skipped.jsonl", sheet.skipped)
         counts = summary(judge, sheet)
@@ -336,7 +267,7 @@ def _print_summary(sheet: Sheet, counts: dict[str, Any]) -> None:
     unparsed = f"{counts['unparsed']} ({without} without them)" if counts["unparsed"] else "0"
     print(
         f"{sheet.folder}: SimRate {rate} ({counts['yes']}/{scored}), unparsed {unparsed}, "
-        f"unscored {counts['unscored']}, skipped {counts['skipped']} -> {sheet.folder / JUDGMENTS}"
+        f"unscored {counts['unscored']}, skipped {counts['skipped']} -> {sheet.target}"
     )
 
 
@@ -347,17 +278,7 @@ def chosen_judge(config: SimRateConfig) -> Judge:
         ConfigError: A setting is wrong.
         ServerError: The server's address is wrong, or holds a secret.
     """
-    judge = load_judge(config.judge).with_environment()
-    judge = judge.with_settings(
-        base_url=config.base_url,
-        model=config.model,
-        revision=config.revision,
-        api_key_env=config.api_key_env,
-        rendering=config.rendering,
-        concurrency=config.concurrency,
-        timeout_s=config.timeout_s,
-        max_retries=config.max_retries,
-    )
+    judge = load_judge(config.judge).with_environment().with_connection(config)
     if config.price is not None:
         judge = judge.with_settings(prices={**judge.settings.prices, judge.settings.model: config.price})
     if judge.settings.answers_from == "server":

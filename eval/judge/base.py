@@ -30,6 +30,9 @@ BUILT_IN = ("world", "simrate", "mock")
 JUDGE_DIR = Path(__file__).resolve().parent
 # What scripts/eval/serve_judge.sh hands on; a command-line flag or a config file says more.
 ENVIRONMENT = {"base_url": "JUDGE_BASE_URL", "model": "JUDGE_MODEL", "revision": "JUDGE_REVISION"}
+# What a command's settings replace, as far as it has settings of these names.
+CONNECTION = ("base_url", "model", "revision", "api_key_env", "rendering", "max_tokens", "concurrency", "timeout_s",
+              "max_retries")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,10 @@ class Judge:
     def with_environment(self) -> Judge:
         """Return the judge with the server, model and revision that the environment names (see ENVIRONMENT)."""
         return self.with_settings(**{name: os.environ.get(variable) or None for name, variable in ENVIRONMENT.items()})
+
+    def with_connection(self, config: object) -> Judge:
+        """Return the judge with the connection settings that a command was given (see CONNECTION)."""
+        return self.with_settings(**{name: getattr(config, name, None) for name in CONNECTION})
 
     def with_settings(self, **changes: Any) -> Judge:
         """Return the judge with some settings replaced; a value of None keeps the folder's.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import logging
@@ -30,13 +29,13 @@ from typing import Any
 from eval import simrate
 from eval.judge import Judge, load_judge
 from eval.judge.client import quiet_libraries
+from eval.predict.bench import PEERS, load_peer
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import read_jsonl, write_json, write_jsonl, write_text
 from llava.imagechain.manifest import run_manifest
 
 logger = logging.getLogger("eval.judge.bench")
-PEERS = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "peers"
 MODEL = "slow-judge"
 WANTED_SPEEDUP, AT_CONCURRENCY = 8.0, 32
 LOOP = "a loop over the openai client, one call after the other"
@@ -88,23 +87,8 @@ def calls_of(url: str) -> int:
 
 def predictions(rows: int) -> list[dict[str, Any]]:
     """Return distinct rows whose texts have the length of StoryBench's descriptions."""
-    words = [
-        "a",
-        "man",
-        "in",
-        "a",
-        "red",
-        "shirt",
-        "walks",
-        "past",
-        "the",
-        "wooden",
-        "bench",
-        "and",
-        "takes",
-        "the",
-        "ball",
-    ]
+    sentence = "a man in a red shirt walks past the wooden bench and takes the ball"
+    words = sentence.split()
     return [
         {
             "id": f"s{i}",
@@ -119,11 +103,7 @@ def predictions(rows: int) -> list[dict[str, Any]]:
 
 def time_loop(judge: Judge, rows: list[dict[str, Any]], row: Row) -> None:
     """Judge with the peer's loop."""
-    spec = importlib.util.spec_from_file_location("judge_one_by_one", PEERS / "judge_one_by_one.py")
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{PEERS / 'judge_one_by_one.py'} is missing")
-    peer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(peer)
+    peer = load_peer("judge_one_by_one")
     pairs = [(one["reference"], one["prediction"]) for one in rows]
     started = clocks()
     row.answers = peer.judge_one_by_one(judge, pairs, "none")

@@ -21,17 +21,19 @@ from typing import Any
 
 import yaml
 
+from eval.judge import asking
+from eval.judge.asking import ask_pending, pending_rows, requests_of
 from eval.judge.base import Judge, JudgeSettings, Verdict
 from eval.judge.cache import AnswerCache, cache_path
-from eval.judge.client import Reply, Request, ServerError, ask_all, check_server
+from eval.judge.client import ServerError, check_server
 from eval.judge.cost import Cost, Spending, check_cost, estimate, price_of
+from eval.locks import only_one
 from eval.mementos import world_words
 from eval.mementos.answers import parse
 from eval.mementos.rows import KEYWORDS, Predictions, Row, read_all, read_answers
-from eval.simrate import only_one
 from llava.imagechain.command import run_command
 from llava.imagechain.config import build_config, option, to_json
-from llava.imagechain.files import JsonlAppender, sha256_json, write_jsonl
+from llava.imagechain.files import sha256_json, write_jsonl
 from llava.imagechain.manifest import run_manifest
 
 logger = logging.getLogger("eval.mementos")
@@ -67,18 +69,26 @@ class KeywordsConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Sheet:
+class Sheet(asking.Sheet):
     """One predictions file whose keywords are extracted."""
 
     predictions: Predictions
-    rows: tuple[Row, ...]  # within --limit
-    answers: dict[str, str] = dataclasses.field(default_factory=dict)  # request key -> raw answer
-    errors: dict[str, str] = dataclasses.field(default_factory=dict)  # request key -> why there is none
 
-    @property
-    def path(self) -> Path:
-        """Where the answers go."""
-        return self.predictions.folder / KEYWORDS
+    def written(self, judge: Judge, row: Row) -> dict[str, Any]:
+        """Return the row of keywords.jsonl."""
+        key = judge.key(row.reference, row.prediction)
+        answer = self.answers.get(key)
+        return {
+            "id": row.sample_id,
+            "domain": row.domain,
+            "extractor": judge.settings.name,
+            "model": judge.settings.model or None,
+            "answer": answer,
+            "error": None if answer is not None else self.errors.get(key, "not asked"),
+            "problem": None if answer is None else problem_of(answer),
+            "pair_sha256": row.pair_sha256,
+            "key": key,
+        }
 
 
 def load_extractor(config: KeywordsConfig) -> Judge:
@@ -91,36 +101,11 @@ def load_extractor(config: KeywordsConfig) -> Judge:
     extractor = Judge(settings=settings, folder=FOLDER, prompt=tuple(prompt), parse=_no_verdict)
     if config.extractor == "grammar":
         return extractor
-    return extractor.with_environment().with_settings(
-        base_url=config.base_url,
-        model=config.model,
-        api_key_env=config.api_key_env,
-        max_tokens=config.max_tokens,
-        concurrency=config.concurrency,
-        timeout_s=config.timeout_s,
-        max_retries=config.max_retries,
-    )
+    return extractor.with_environment().with_connection(config)
 
 
 def _no_verdict(answer: str, reference: str) -> Verdict:
     raise NotImplementedError("an extractor gives lists; see eval.mementos.answers.parse")
-
-
-def answer_row(extractor: Judge, sheet: Sheet, row: Row) -> dict[str, Any]:
-    """Return the row of keywords.jsonl."""
-    key = extractor.key(row.reference, row.prediction)
-    answer = sheet.answers.get(key)
-    return {
-        "id": row.sample_id,
-        "domain": row.domain,
-        "extractor": extractor.settings.name,
-        "model": extractor.settings.model or None,
-        "answer": answer,
-        "error": None if answer is not None else sheet.errors.get(key, "not asked"),
-        "problem": None if answer is None else problem_of(answer),
-        "pair_sha256": row.pair_sha256,
-        "key": key,
-    }
 
 
 def problem_of(answer: str) -> str | None:
@@ -147,17 +132,6 @@ def known_answers(config: KeywordsConfig, extractor: Judge, sheets: Sequence[She
         sheet.answers |= cache.get_many(asked - sheet.answers.keys())
 
 
-def pending_rows(extractor: Judge, sheets: Sequence[Sheet]) -> dict[str, Row]:
-    """Return what has to be asked by request key; an empty prediction has no words and is not asked about."""
-    pending: dict[str, Row] = {}
-    for sheet in sheets:
-        for row in sheet.rows:
-            key = extractor.key(row.reference, row.prediction)
-            if key not in sheet.answers and row.prediction.strip():
-                pending.setdefault(key, row)
-    return pending
-
-
 def expected_cost(extractor: Judge, rows: Sequence[Row]) -> Cost:
     """Return what asking will take; the answers are longer than a judge's one word."""
     cost = estimate(extractor, [(row.reference, row.prediction) for row in rows])
@@ -166,62 +140,24 @@ def expected_cost(extractor: Judge, rows: Sequence[Row]) -> Cost:
     return dataclasses.replace(cost, new_tokens=new_tokens, usd=usd)
 
 
-def ask(
-    extractor: Judge, sheets: Sequence[Sheet], pending: dict[str, Row], cache: AnswerCache, spending: Spending
-) -> str | None:
-    """Ask the server, writing each answer down as it arrives.
-
-    Returns:
-        None, or why asking stopped early.
-    """
-    from tqdm import tqdm
-
-    requests = [
-        Request(key=key, body=extractor.request(row.reference, row.prediction)) for key, row in pending.items()
-    ]  # fmt: skip
-    places: dict[str, list[tuple[Sheet, Row]]] = {}
-    for sheet in sheets:
-        for row in sheet.rows:
-            places.setdefault(extractor.key(row.reference, row.prediction), []).append((sheet, row))
-    interval_s = 0.2 if sys.stderr.isatty() else 60
-    counts = {"failed": 0, "unparsed": 0}
-    with contextlib.ExitStack() as stack:
-        logs = {sheet.path: stack.enter_context(JsonlAppender(sheet.path)) for sheet in sheets}
-        progress = stack.enter_context(tqdm(total=len(requests), unit="call", desc="keywords", mininterval=interval_s))
-
-        def take(reply: Reply) -> str | None:
-            problem = None
-            for sheet, row in places[reply.key]:
-                kind = sheet.errors if reply.answer is None else sheet.answers
-                kind[reply.key] = str(reply.error if reply.answer is None else reply.answer)
-                written = answer_row(extractor, sheet, row)
-                problem = written["problem"]
-                logs[sheet.path].write(written)
-            counts["failed"] += reply.answer is None
-            counts["unparsed"] += problem is not None
-            progress.set_postfix(counts, refresh=False)
-            progress.update()
-            return spending.add(reply)
-
-        return ask_all(extractor, requests, cache, take)
-
-
 def extract(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], cache: AnswerCache) -> int:
     """Extract, write, report; return the exit status."""
     with contextlib.ExitStack() as stack:
         for sheet in sheets if not config.dry_run else ():
-            stack.enter_context(only_one(sheet.predictions.folder))
+            stack.enter_context(only_one(sheet.predictions.folder / ".judging", work="judging"))
         known_answers(config, extractor, sheets, cache)
-        pending = pending_rows(extractor, sheets)
+        pending = {  # An empty prediction has no words: nothing is asked about it.
+            key: row for key, row in pending_rows(extractor, sheets).items() if row.prediction.strip()
+        }
         cost = expected_cost(extractor, list(pending.values()))
         print(f"{sum(len(sheet.rows) for sheet in sheets):,} rows, {cost}")
         if config.dry_run:
             print("nothing was asked or written")
             return 0
         check_cost(extractor, cost, config.max_cost)
-        if pending:
-            row = next(iter(pending.values()))
-            check_server(extractor, Request(key="probe", body=extractor.request(row.reference, row.prediction)))
+        requests = requests_of(extractor, pending)
+        if requests:
+            check_server(extractor, requests[0])
         facts = {
             **to_json(config), "settings": dataclasses.asdict(extractor.settings),
             "prompt_sha256": sha256_json(list(extractor.prompt)) if config.extractor == "openai" else None,
@@ -235,18 +171,18 @@ def extract(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], c
             for sheet in sheets
         ]  # fmt: skip
         for sheet in sheets:  # What is known stays whole on disk while the rest arrives.
-            write_jsonl(sheet.path, answered(extractor, sheet))
+            write_jsonl(sheet.target, answered(extractor, sheet))
         spending = Spending(extractor, cost, config.max_cost)
-        stopped = ask(extractor, sheets, pending, cache, spending) if pending else None
+        stopped = ask_pending(extractor, sheets, requests, cache, spending, lambda row: row["problem"] is None)
         unscored = 0
         for sheet, run in zip(sheets, runs, strict=True):
-            rows = [answer_row(extractor, sheet, row) for row in sheet.rows]
+            rows = [sheet.written(extractor, row) for row in sheet.rows]
             keep = answered(extractor, sheet)
-            write_jsonl(sheet.path, keep + [row for row in rows if row["answer"] is None])
+            write_jsonl(sheet.target, keep + [row for row in rows if row["answer"] is None])
             counts = summary(sheet, rows)
             unscored += counts["unanswered"]
             run.record(summary=counts, stopped=stopped, calls=spending.facts())
-            print(f"{sheet.predictions.folder}: {_listed(counts)} -> {sheet.path}")
+            print(f"{sheet.predictions.folder}: {_listed(counts)} -> {sheet.target}")
     if unscored:
         reason = f" after {stopped}" if stopped else ""
         logger.error("%d rows have no answer%s; run the same command again to ask for them only", unscored, reason)
@@ -255,7 +191,7 @@ def extract(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], c
 
 def answered(extractor: Judge, sheet: Sheet) -> list[dict[str, Any]]:
     """Return the rows that have an answer, those beyond --limit too, in the order of the predictions."""
-    rows = (answer_row(extractor, sheet, row) for row in sheet.predictions.rows)
+    rows = (sheet.written(extractor, row) for row in sheet.predictions.rows)
     return [row for row in rows if row["answer"] is not None]
 
 
@@ -278,7 +214,10 @@ def _listed(counts: dict[str, int]) -> str:
 def run(config: KeywordsConfig) -> int:
     """Extract what the settings name; return the exit status."""
     extractor = load_extractor(config)
-    sheets = [Sheet(predictions=found, rows=found.rows[: config.limit]) for found in read_all(config.predictions)]
+    sheets = [
+        Sheet(predictions=found, target=found.folder / KEYWORDS, rows=found.rows[: config.limit])
+        for found in read_all(config.predictions)
+    ]
     for sheet in sheets:
         for row in sheet.predictions.skipped:
             logger.warning("%s: row %s is left out: %s", sheet.predictions.path, row["id"], row["reason"])

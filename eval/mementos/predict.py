@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.locks import only_one
 from eval.mementos import sequences
 from eval.mementos.data import DOMAINS, Benchmark, load_benchmark
 from eval.mementos.sequences import Described, Sequences, Showing, settle
-from eval.predict.job import Job, PredictConfig, earlier_rows, named_base, trained_with
-from eval.predict.ranks import only_one
+from eval.predict.job import Job, PredictConfig, earlier_rows, model_problems, named_base, trained_with
 from eval.predict.run import refuse_skips
 from eval.runs import PREDICTIONS
 from llava.imagechain.command import run_command
@@ -106,11 +106,7 @@ def prepare(config: MementosConfig) -> MementosJob:
     Raises:
         ConfigError: With all problems in one message.
     """
-    problems = [
-        f"{name}: {folder} is not a model folder (no config.json or adapter_config.json)"
-        for name, folder in (("checkpoint", config.checkpoint), ("base", config.base))
-        if folder and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
-    ]
+    problems = model_problems(config.checkpoint, config.base)
     try:
         benchmark = load_benchmark(config.data, config.domains)
     except ConfigError as error:
@@ -310,7 +306,7 @@ def run(config: MementosConfig) -> None:
         if config.overwrite:
             (config.output_dir / PREDICTIONS).unlink(missing_ok=True)
         with (
-            only_one(config.output_dir / ".predicting", wait=False),
+            only_one(config.output_dir / ".predicting"),
             run_manifest(config.output_dir, config=to_json(config)) as manifest,
         ):
             facts = {"identity": job.model.identity, "trained": job.model.trained}

@@ -152,11 +152,7 @@ def prepare(config: PredictConfig) -> Job:
             demonstrations = load_stories(config.stories, "train", config.context)
     except (OSError, ValueError) as error:
         problems.append(f"stories: {error}")
-    problems += [
-        f"{name}: {folder} is not a model folder (no config.json or adapter_config.json)"
-        for name, folder in (("checkpoint", config.checkpoint), ("base", config.base))
-        if folder and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
-    ]
+    problems += model_problems(config.checkpoint, config.base)
     problems += [
         f"{name}: at least 1 was wanted, found {getattr(config, name)}"
         for name in ("batch_size", "max_new_tokens")
@@ -186,6 +182,15 @@ def prepare(config: PredictConfig) -> Job:
         trained=trained_with(config.checkpoint), done={}, skipped=set(), finished=False, shard=shard,
     )  # fmt: skip
     return with_earlier_rows(job)
+
+
+def model_problems(checkpoint: Path, base: Path | None) -> list[str]:
+    """Say which of the two is no model folder."""
+    return [
+        f"{name}: {folder} is not a model folder (no config.json or adapter_config.json)"
+        for name, folder in (("checkpoint", checkpoint), ("base", base))
+        if folder and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
+    ]
 
 
 def named_base(checkpoint: Path) -> Path | None:
@@ -231,11 +236,8 @@ def with_earlier_rows(job: Job) -> Job:
     Raises:
         ConfigError: They were made with other settings or cut otherwise, or nothing tells with which.
     """
-    output_dir, shard, cuts = (
-        job.config.output_dir,
-        job.shard,
-        {shard.of for shard in shard_folders(job.config.output_dir)},
-    )
+    output_dir, shard = job.config.output_dir, job.shard
+    cuts = {part.of for part in shard_folders(output_dir)}
     whole = earlier_rows(dataclasses.replace(job, shard=None))
     done = whole.finished and set(job.chosen.ids) <= whole.done.keys() | whole.skipped
     parts = f"{output_dir / SHARDS} holds parts of a run by {' or '.join(map(str, sorted(cuts)))} processes"

@@ -6,13 +6,11 @@ scenes, so that all parts take about as long. The cut depends on the split alone
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import heapq
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.imagechain.config import ConfigError
@@ -135,27 +133,3 @@ def shard_folders(output_dir: Path) -> dict[Shard, Path]:
         if folder.is_dir() and number.isdigit() and of.isdigit() and int(number) < int(of):
             found[Shard(number=int(number), of=int(of))] = folder
     return found
-
-
-@contextlib.contextmanager
-def only_one(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock file; it ends with the process.
-
-    Args:
-        path: The lock file; its folder is made when missing.
-        wait: Wait for another process that holds it, in place of raising.
-
-    Raises:
-        ConfigError: Another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another process is writing {path.parent}; wait for it, or give another folder"
-            ) from None
-        except OSError as error:  # a file system without locks
-            logger.warning("%s cannot be locked (%s): let one process at a time write there.", path, error.strerror)
-        yield

@@ -19,9 +19,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from eval.locks import only_one
 from eval.predict.controls import edit_of
 from eval.predict.job import Job, PredictConfig, named_base, prepare, usable_rows
-from eval.predict.ranks import SHARDS, only_one, own_gpus
+from eval.predict.ranks import SHARDS, own_gpus
 from eval.predict.shards import merge_when_complete
 from eval.predict.vllm_backend import vllm_version
 from llava.imagechain.command import run_command
@@ -312,7 +313,7 @@ def run(config: PredictConfig) -> None:
     if job.finished and set(job.chosen.ids) <= job.done.keys() | job.skipped:
         logger.info("%s: all stories are predicted already -> %s", job.variant.title, job.path)
     else:
-        with only_one(job.folder / ".predicting", wait=False):
+        with only_one(job.folder / ".predicting"):
             start(job)
     merge_when_complete(job)
 

@@ -184,7 +184,7 @@ def test_a_folder_that_is_being_judged_is_left_alone(tmp_path, server, judge_run
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, rows = judge_run()
         assert (status, rows, server.asked) == (2, [], [])
-        assert "is being judged by another process" in capsys.readouterr().err
+        assert "another process is judging" in capsys.readouterr().err
         assert judge_run("--dry-run")[0] == 0
     assert judge_run()[0] == 0
 

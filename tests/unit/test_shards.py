@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.predict.ranks import Shard, find_shard, only_one, own_gpus, shard_of_rows
+from eval.locks import only_one
+from eval.predict.ranks import Shard, find_shard, own_gpus, shard_of_rows
 from eval.predict.run import main
 from eval.predict.shards import main as merge_main
 from llava.imagechain.config import ConfigError
@@ -194,7 +195,7 @@ def test_parts_in_the_folder_of_one_process_are_refused(tiny_llava, stories, tmp
 
 
 def test_two_processes_never_write_one_folder(tiny_llava, stories, tmp_path, capsys):
-    with only_one(tmp_path / ".predicting", wait=False):
+    with only_one(tmp_path / ".predicting"):
         assert predict(tiny_llava.full, stories, tmp_path) == 2
     assert "another process is writing" in capsys.readouterr().err
     assert not (tmp_path / "predictions.jsonl").exists()
