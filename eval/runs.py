@@ -65,6 +65,11 @@ class RunFolder:
     unusable: int = 0  # rows of predictions.jsonl that are malformed or repeat an id
     mixed: bool = False  # its judgments are of several judges
 
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """Its predictions and its judgments."""
+        return self.path / PREDICTIONS, self.path / JUDGMENTS
+
     def by_id(self) -> dict[str, Judged]:
         """Return the rows by story id."""
         return {judged.row.story_id: judged for judged in self.rows}

@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 
 from eval.resampling import Estimate, estimate
-from eval.runs import JUDGMENTS, PREDICTIONS, Judged, RunFolder, read_runs, run_title
+from eval.runs import Judged, RunFolder, read_runs, run_title
 from eval.tables.files import CONTINUED, Sheet, to_markdown, write_tables
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.manifest import run_manifest
-
-logger = logging.getLogger("eval.text_metrics")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,8 +267,9 @@ def measure_runs(config: TextMetricsConfig, runs: Sequence[RunFolder]) -> Sheet:
 
 def make_table(config: TextMetricsConfig) -> None:
     """Measure, write and print the table."""
+    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score's remark about its tokenizer
     runs = read_runs(config.runs)
-    inputs = [run.path / name for run in runs for name in (PREDICTIONS, JUDGMENTS)]
+    inputs = [path for run in runs for path in run.files]
     with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="text_metrics_run.json"):
         sheet = measure_runs(config, runs)
         written = write_tables(config.output_dir / "text_metrics", sheet)

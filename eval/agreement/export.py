@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import logging
 import random
 import re
 import unicodedata
@@ -20,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.agreement.sample import Candidate, KeyRow, by_stratum, candidates, draw, row_names, texts_sha256, weights
-from eval.runs import JUDGMENTS, PREDICTIONS, read_runs
+from eval.runs import read_runs
 from llava.imagechain.command import run_command
 from llava.imagechain.config import option, to_json
 from llava.imagechain.files import atomic_path, sha256_json, write_jsonl, write_text
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import SPLIT_FOLDERS, Story, StoryFrames, clean_text, load_stories
 
-logger = logging.getLogger("eval.agreement")
 COLUMNS = ("row", "picture", "reference", "prediction", "label")
 # At the start of a cell, and after a semicolon (which separates cells where a comma is the decimal mark). White space
 # is collapsed before, so no tab, carriage return or line break is left to start a cell.
@@ -233,7 +231,7 @@ def export(config: ExportConfig) -> None:
     if config.dry_run:
         print("nothing was written")
         return
-    inputs = [run.path / name for run in runs for name in (PREDICTIONS, JUDGMENTS)]
+    inputs = [path for run in runs for path in run.files]
     with run_manifest(config.output_dir / "key", config=to_json(config), inputs=inputs) as run:
         run.record(left_out=len(lost), rows=len(drawn))
         print(write_export(config, items, drawn, (stories, index)))

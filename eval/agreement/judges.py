@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from llava.imagechain.command import run_command
 from llava.imagechain.config import option, to_json
 from llava.imagechain.files import read_jsonl
 from llava.imagechain.manifest import run_manifest
-
-logger = logging.getLogger("eval.agreement")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,6 @@ from llava.imagechain.config import option, to_json
 from llava.imagechain.files import write_jsonl
 from llava.imagechain.manifest import run_manifest
 
-logger = logging.getLogger("eval.agreement")
 SKIPPED = "labels_skipped.jsonl"
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import logging
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,6 @@ from llava.imagechain.files import read_json, write_jsonl
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, load_stories
 
-logger = logging.getLogger("eval.judge_bias")
 PASSED_ON = ("base_url", "model", "api_key_env", "rendering", "concurrency", "max_cost")
 COLUMNS = ("Pairs", "Right", "n", "Yes", "Rate of Yes", "95 % interval", "Unparsed", "Unscored")
 

@@ -10,7 +10,6 @@ benchmark's notebook does, so that printed numbers can be compared; "strict" cou
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import write_jsonl
 from llava.imagechain.manifest import run_manifest
 
-logger = logging.getLogger("eval.mementos")
 KINDS = ("action", "object")
 OVERALL = "overall"
 EMPTY = Score(recall=0.0, precision=0.0, f1=0.0)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from eval.mementos.data import DOMAINS, Benchmark
 from eval.mementos.score import OVERALL, Scored, ScoredRun
 from eval.mementos.scoring import MODES
+from eval.runs import column_title
 from eval.stats import clustered_interval
+from eval.tables.cells import load_paper
 from eval.tables.files import CONTINUED, Sheet
 from llava.imagechain.config import ConfigError
 from llava.imagechain.variants import VARIANTS
 
-PAPER_PATH = Path(__file__).resolve().parents[1] / "tables" / "paper.yaml"
 # The paper's rows; other variants are added where a run is given.
 ROWS = ("mllm", "mllm_ft", "visual_context", "final_scene", "imagechain")
 COLUMNS = (*DOMAINS, OVERALL)
@@ -76,7 +74,7 @@ def titles(runs: Sequence[ScoredRun]) -> list[str]:
     found = []
     for variant, context, seed in keys:
         others = [key for key in keys if key[0] == variant]
-        details = [f"trained on {str(context).upper().replace('_', '-')}"] * (len({key[1] for key in others}) > 1)
+        details = [f"trained on {column_title(str(context))}"] * (len({key[1] for key in others}) > 1)
         details += [f"seed {seed}"] * (sum(key[1] == context for key in others) > 1)
         found.append(", ".join([VARIANTS[variant].title if variant in VARIANTS else variant, *details]))
     return found
@@ -91,7 +89,7 @@ def table3_sheet(runs: Sequence[ScoredRun], benchmark: Benchmark, *, paper: bool
         paper: Put the paper's numbers beside and its other rows above.
         seed: Of the bootstrap.
     """
-    printed = yaml.safe_load(PAPER_PATH.read_text(encoding="utf-8")) if paper else {}
+    printed = load_paper() if paper else {}
     rows: list[tuple[str, ...]] = []
     records: list[dict[str, Any]] = []
     blank = ("",) * 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from pathlib import Path
 from llava.imagechain.config import ConfigError
 from llava.imagechain.story import StoryFrames
 
-logger = logging.getLogger("eval.predict.ranks")
 SHARDS = "shards"
 
 

@@ -12,7 +12,6 @@ import base64
 import dataclasses
 import hashlib
 import io
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,6 @@ from llava.imagechain.files import write_text
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, Story, StoryFrames, load_stories
 
-logger = logging.getLogger("eval.report")
 PAGE_DIR = Path(__file__).resolve().parent
 LARGEST_FRAME_PIXELS = 64_000_000
 
@@ -139,7 +137,7 @@ def outcome_view(row: Row, judged: Judged) -> OutcomeView:
     if judged.row.dropped_scenes:
         remarks.append(f"predicted without the oldest {judged.row.dropped_scenes} scenes, to fit the model's context")
     return OutcomeView(
-        key=row_key(row),
+        key=row.key,
         title=row.title,
         control=row.control is not None,
         kinds=kinds,
@@ -150,18 +148,13 @@ def outcome_view(row: Row, judged: Judged) -> OutcomeView:
     )
 
 
-def row_key(row: Row) -> str:
-    """Return what the variant filter calls a row."""
-    return row.key
-
-
 def build_cards(rows: Sequence[Row], stories: StoryFrames, config: ReportConfig) -> tuple[list[CardView], list[str]]:
     """Return the cards to show, ordered by number of scenes, and what the reader has to know about them.
 
     Raises:
         ValueError: The stories are not those of the predictions.
     """
-    judged = {row_key(row): row.run.by_id() for row in rows if row.run}
+    judged = {row.key: row.run.by_id() for row in rows if row.run}
     lengths = {story_id: one.row.num_scenes for by_id in judged.values() for story_id, one in by_id.items()}
     references = {(story_id, one.row.reference) for by_id in judged.values() for story_id, one in by_id.items()}
     # Another dataset may use the same ids: a story is the predicted one only when its last text is the reference.
@@ -179,7 +172,7 @@ def build_cards(rows: Sequence[Row], stories: StoryFrames, config: ReportConfig)
     cards = []
     for story_id in spread(known, config.max_stories):
         story = stories[index[story_id]]
-        outcomes = [outcome_view(row, found) for row in rows if (found := judged[row_key(row)].get(story_id))]
+        outcomes = [outcome_view(row, found) for row in rows if (found := judged[row.key].get(story_id))]
         cards.append(
             CardView(
                 story_id=story_id,
@@ -212,7 +205,7 @@ def render_page(table: Table, cards: Sequence[CardView], notes: Sequence[str]) -
     )
     style, script = ((PAGE_DIR / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     rows = [row for row in (*table.rows, *table.controls) if row.run]
-    pairs, uncompared = pair_views({row_key(row): row.run for row in rows if row.run})
+    pairs, uncompared = pair_views({row.key: row.run for row in rows if row.run})
     return environment.get_template("page.html.j2").render(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
@@ -221,7 +214,7 @@ def render_page(table: Table, cards: Sequence[CardView], notes: Sequence[str]) -
         table=table,
         columns=COLUMNS,
         column_title=column_title,
-        runs=[{"key": row_key(row), "title": row.title} for row in rows],
+        runs=[{"key": row.key, "title": row.title} for row in rows],
         contexts=sorted({card.num_scenes for card in cards}),
         num_stories=len({story_id for row in rows if row.run for story_id in row.run.by_id()}),
         pairs=pairs,
@@ -242,7 +235,7 @@ def make_report(config: ReportConfig) -> None:
     table = build_table(runs, train_context=config.train_context, paper=config.paper)
     stories = load_stories(config.stories, config.split)
     rows = [row for row in (*table.rows, *table.controls) if row.run]
-    inputs = [path for run in runs for path in (run.path / "predictions.jsonl", run.path / "judgments.jsonl")]
+    inputs = [path for run in runs for path in run.files]
     with run_manifest(config.output.parent, config=to_json(config), inputs=inputs, name="report_run.json"):
         cards, notes = build_cards(rows, stories, config)
         write_text(config.output, render_page(table, cards, notes))

@@ -11,12 +11,11 @@ stories. Several runs of one variant are its training seeds: each is shown, then
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.runs import JUDGMENTS, PREDICTIONS, RunFolder, column_title, read_runs
+from eval.runs import RunFolder, column_title, read_runs
 from eval.tables import table2
 from eval.tables.cells import COLUMNS, Cell
 from eval.tables.compare import compare, comparison_sheet, verdict
@@ -28,7 +27,6 @@ from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS
 
 __all__ = ["COLUMNS", "Cell", "Row", "Table", "build_table", "column_title", "main"]
-logger = logging.getLogger("eval.tables")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ def make_tables(config: TablesConfig) -> None:
     runs = read_runs(config.runs or config.compare)
     sheets = compare_runs(config, runs) if config.compare else build_sheets(config, runs)
     if config.output_dir is not None:
-        inputs = [path for run in runs for path in (run.path / PREDICTIONS, run.path / JUDGMENTS)]
+        inputs = [path for run in runs for path in run.files]
         with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="tables_run.json"):
             for name, sheet in sheets.items():
                 write_tables(config.output_dir / name, sheet)

@@ -10,13 +10,12 @@ training seeds: small dots, with their mean as the marker and the bar around the
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.runs import JUDGMENTS, PREDICTIONS, RunFolder, by_cell, column_title, read_runs
+from eval.runs import RunFolder, by_cell, column_title, read_runs
 from eval.stats import wilson
 from eval.tables.cells import count, load_paper, rounded, spread
 from eval.tables.table1 import run_names, run_notes, seed_text
@@ -27,7 +26,6 @@ from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import HUB_DATASET
 from llava.imagechain.variants import VARIANTS
 
-logger = logging.getLogger("eval.tables.figure5")
 TRAINED_ON = ("c2", "c3", "c4_7")
 MAIN, SMALL = "c2_6", ("c2", "c3", "c4", "c5", "c6", "c4_6")
 # Close to the palette of Okabe and Ito, told apart with every kind of colour vision, and by marker and line in print.
@@ -274,7 +272,7 @@ def make_figure(config: Figure5Config) -> None:
     """Draw the figure and write its numbers."""
     runs = read_runs(config.runs)
     figure = build_figure(runs, paper=config.paper)
-    inputs = [path for run in runs for path in (run.path / PREDICTIONS, run.path / JUDGMENTS)]
+    inputs = [path for run in runs for path in run.files]
     with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="figure5_run.json"):
         paths = draw(figure, config.output_dir)
         data = {"points": [point.to_json() for point in figure.points], "paper": figure.paper, "notes": figure.notes}
