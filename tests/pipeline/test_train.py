@@ -145,7 +145,7 @@ def test_an_interrupt_saves_and_the_same_command_goes_on_to_the_same_end(straigh
         if "training from step 0 to 10" in line:  # from here on an interrupt waits for the step's end
             break
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=400)
     assert process.returncode == 130
     assert json.loads((output / "run.json").read_text())["status"] == "interrupted"
     run(tiny_base, small_stories, output, *arguments)
@@ -192,7 +192,7 @@ def test_two_processes_give_the_losses_of_one(tiny_base, small_stories, tmp_path
     cache = ("--feature_cache", str(tmp_path / "cache"), "--feature_dtype", "float32", "--ddp_backend", "gloo")
     done = subprocess.run(
         launch + command(tiny_base, small_stories, tmp_path / "two", *arguments, *cache)[1:],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, timeout=300,
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (one, evaluated), (two, evaluated_two) = losses(tmp_path / "one"), losses(tmp_path / "two")

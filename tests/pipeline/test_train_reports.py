@@ -78,7 +78,7 @@ def test_wandb_writes_into_the_run_folder_and_sends_nothing(tiny_base, small_sto
     for number in (1, 2):
         done = subprocess.run(
             [*command, "--report_to", "wandb"],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=200,
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         folders = sorted((output / "wandb").glob("offline-run-*"))

@@ -39,7 +39,7 @@ def run_script(name, *words, cwd=ROOT, **settings):
         **settings,
     }
     command = ["bash", str(ROOT / "scripts" / name), *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("name", WORDS)
