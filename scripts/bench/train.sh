@@ -18,7 +18,8 @@
 # The exit status is 1 when the last row is not at least twice as fast as the first (--least-speedup), or when the
 # losses of rows with the same batches differ.
 #
-# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh.
+# PYTHON and LLAVA_NEXT_DIR: see scripts/common.sh. Over a checkout, LLaVA-NeXT's own trainer is one more first row where
+# its file imports (transformers 4.45.2 with datasets and tyro); scripts/bench/peers/train_upstream.py says what else.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
@@ -26,6 +27,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 case "${1:-}" in -h | --help) usage; exit 0 ;; esac
 given=" $* "
 defaults=(--output-dir "$root/runs/bench" --peer "$root/scripts/bench/peers/train_like_authors.py")
+[[ -z "$LLAVA_NEXT_DIR" ]] || defaults+=(--upstream-trainer "$root/scripts/bench/peers/train_upstream.py")
 [[ "$given" == *" --model"[\ =]* || "$given" == *" --config-from"[\ =]* ]] ||
   defaults+=(--model "$root/runs/quickstart/base")
 [[ "$given" == *" --stories"[\ =]* || "$given" == *" --synthetic"[\ =]* ]] ||

@@ -20,6 +20,7 @@ class Row:
     all_positions: bool = False
     checkpointing: bool = False
     compiled: bool = False
+    upstream_trainer: bool = False
 
 
 ROWS = (
@@ -29,6 +30,11 @@ ROWS = (
     Row(title="+ logits at positions with loss only", checkpointing=True),
     Row(title="+ no checkpointing (llava.train.train)"),
 )
+# All of the first row, in LLaVA-NeXT's trainer, whose arguments ask for the checkpointing.
+UPSTREAM = Row(
+    title="LLaVA-NeXT's trainer, the authors' way", scene_by_scene=True, random_order=True, all_positions=True,
+    checkpointing=True, upstream_trainer=True,
+)  # fmt: skip
 COMPILED = Row(title="+ torch.compile of the language model's layers", compiled=True)
 
 

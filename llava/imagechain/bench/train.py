@@ -8,9 +8,8 @@ timed. --config-from takes a config.json for random weights and --synthetic make
 downloaded. The exit status is 1 when losses of equal batches differ or the last row is not fast enough.
 
 Left out: packing of several stories into a row, which the model does not have (length grouping leaves a few percent of
-padding), and LLaVA-NeXT's own trainer. That file imports names that transformers dropped in 4.46 and calls accelerate
-as before 1.0, and its training loop is a pasted copy that lacks some thirty imports, so that it trains on no version as
-published. The peer does in this loop what the authors' model and script do in a step.
+padding). The peer does in this loop what the authors' model and script do in a step. LLaVA-NeXT's own trainer is one
+more first row where --upstream-trainer names the file that makes it run; else the reason is said.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.imagechain.bench.device import clock, machine_facts, peak_memory, start_memory, to_device
-from llava.imagechain.bench.table import COMPILED, LOSS_TOLERANCE, ROWS, Measured, Row, summarize, table
+from llava.imagechain.bench.table import COMPILED, LOSS_TOLERANCE, ROWS, UPSTREAM, Measured, Row, summarize, table
 from llava.imagechain.config import ConfigError, option, parse_config, to_json
 from llava.imagechain.files import write_json, write_text
 from llava.imagechain.manifest import run_manifest
@@ -56,11 +55,19 @@ class BenchConfig:
     threads: int | None = option(None, help="threads of torch; by default as many as it takes by itself", minimum=1)
     least_speedup: float = option(2.0, help="wanted speed of the last row over the first")
     peer: Path = option(ROOT / "scripts" / "bench" / "peers" / "train_like_authors.py", help="the authors' way")
+    upstream_trainer: Path | None = option(None, help="scripts/bench/peers/train_upstream.py, for one more first row")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all rows share: `start` holds the values of what trains, `batches` the order by `Row.random_order`."""
+    """What all rows share.
+
+    Attributes:
+        start: Values of what trains.
+        batches: The order by `Row.random_order`.
+        upstream: The peer with LLaVA-NeXT's trainer, None where that row is left out.
+        left_out: Why it is, None where nobody asked for it.
+    """
 
     config: BenchConfig
     settings: Any
@@ -70,6 +77,8 @@ class Bench:
     examples: Any
     collate: Callable[..., Any]
     batches: dict[bool, list[list[int]]]
+    upstream: Any = None
+    left_out: str | None = None
 
 
 def prepare(config: BenchConfig) -> Bench:
@@ -115,6 +124,10 @@ def prepare(config: BenchConfig) -> Bench:
     if len(examples) < needed:
         raise ConfigError(f"{config.steps} steps of {size} take {needed} stories, found {len(examples)}")
     peer = load_peer(config.peer)
+    upstream = load_peer(config.upstream_trainer) if config.upstream_trainer else None
+    left_out = upstream.why_not() if upstream else None
+    if left_out:
+        logger.warning("left out, %s: %s", UPSTREAM.title, left_out)
     chosen = peer.random_order(len(examples), settings.seed)[:needed]
     lengths = [examples.lengths[index] for index in chosen]
     grouped = LengthGroupedSampler(lengths, settings.global_batch_size, settings.length_group_batches, settings.seed)
@@ -125,13 +138,14 @@ def prepare(config: BenchConfig) -> Bench:
     return Bench(
         config=config, settings=settings, peer=peer, model=model, start=start, examples=examples,
         collate=Collator(getattr(loaded.tokenizer, "pad_token_id", None) or 0), batches=batches,
+        upstream=None if left_out else upstream, left_out=left_out,
     )  # fmt: skip
 
 
 def load_peer(path: Path) -> Any:
     """Load the authors' way from its file."""
     if not path.is_file():
-        raise ConfigError(f"--peer: {path} is missing; scripts/bench/peers/train_like_authors.py was wanted")
+        raise ConfigError(f"peer: {path} is missing; a file of scripts/bench/peers was wanted")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -145,14 +159,14 @@ def run_row(bench: Bench, row: Row, warmup: int, steps: int) -> Measured:
 
     settings, model, peer = bench.settings, bench.model, bench.peer
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.no_grad():
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         for parameter, value in zip(trained, bench.start, strict=True):
             parameter.copy_(value)
             parameter.grad = None
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     torch.manual_seed(settings.seed)
     found, before, order = Measured(), start_memory(settings.device), bench.batches[row.random_order]
+    batches = [order[number % len(order)] for number in (*range(warmup), *range(steps))]
     with contextlib.ExitStack() as stack:
         if row.scene_by_scene:
             stack.enter_context(peer.one_tower_call_per_scene(inner))
@@ -160,30 +174,45 @@ def run_row(bench: Bench, row: Row, warmup: int, steps: int) -> Measured:
             stack.enter_context(peer.full_checkpointing(inner))
         if row.compiled:
             stack.enter_context(compiled_layers(inner))
-        for number in range(-warmup, steps):
-            indices = order[(number if number >= 0 else number + warmup) % len(order)]
-            batch = to_device(bench.collate([bench.examples[index] for index in indices]), settings.device)
-            started, used = clock(settings.device), time.process_time()
-            with torch.autocast(settings.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
-                if row.all_positions:
-                    loss = peer.loss_of_all_positions(model, batch)
-                else:
-                    loss = model(**batch, return_logits=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+        if row.upstream_trainer:
+            done = bench.upstream.train(model, bench.examples, batches, bench.collate, settings)
+        else:
+            done = train(bench, row, batches)
+        for number, (indices, (seconds, used, loss)) in enumerate(zip(batches, done, strict=True)):
             lengths = [bench.examples.lengths[index] for index in indices]
-            if number >= 0:
-                found.seconds += clock(settings.device) - started
-                found.processor_seconds += time.process_time() - used
+            if number >= warmup:
+                found.seconds += seconds
+                found.processor_seconds += used
                 found.useful += sum(lengths)
                 found.padded += max(lengths) * len(lengths)
-            found.losses.append(float(loss.detach()))
-            if not math.isfinite(found.losses[-1]):
-                raise ValueError(f"{row.title}: the loss of step {len(found.losses)} is {found.losses[-1]}")
+            found.losses.append(loss)
+            if not math.isfinite(loss):
+                raise ValueError(f"{row.title}: the loss of step {len(found.losses)} is {loss}")
     found.memory = peak_memory(settings.device, before)
     return found
+
+
+def train(bench: Bench, row: Row, batches: Sequence[Sequence[int]]) -> Iterator[tuple[float, float, float]]:
+    """Train a step on each batch; yield its seconds, the processors' seconds and the loss."""
+    import torch
+
+    settings, model = bench.settings, bench.model
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    for indices in batches:
+        batch = to_device(bench.collate([bench.examples[index] for index in indices]), settings.device)
+        started, used = clock(settings.device), time.process_time()
+        with torch.autocast(settings.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+            if row.all_positions:
+                loss = bench.peer.loss_of_all_positions(model, batch)
+            else:
+                loss = model(**batch, return_logits=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = clock(settings.device) - started
+        yield seconds, time.process_time() - used, float(loss.detach())
 
 
 @contextlib.contextmanager
@@ -231,14 +260,14 @@ def bench_training(config: BenchConfig) -> int:
             "parameters": sum(p.numel() for p in bench.model.parameters()),
             "trained": sum(start.numel() for start in bench.start),
             "batch size": bench.settings.per_device_train_batch_size, "warm-up": config.warmup, "steps": config.steps,
-            "rounds": config.rounds,
+            "rounds": config.rounds, **({"left out": bench.left_out} if bench.left_out else {}),
         }  # fmt: skip
         return report(bench, facts, runs, useful_flops(bench))
 
 
 def measure(bench: Bench) -> list[list[Measured]]:
     """Run all rows in turn, round by round."""
-    rows = rows_of(bench.config)
+    rows = rows_of(bench)
     runs: list[list[Measured]] = [[] for _ in rows]
     for row in rows:
         run_row(bench, row, 0, 1)  # what is made on the first use belongs to no row
@@ -249,15 +278,15 @@ def measure(bench: Bench) -> list[list[Measured]]:
     return runs
 
 
-def rows_of(config: BenchConfig) -> tuple[Row, ...]:
+def rows_of(bench: Bench) -> tuple[Row, ...]:
     """Return what is measured."""
-    return (*ROWS, COMPILED) if config.compiled else ROWS
+    return (*([UPSTREAM] if bench.upstream else []), *ROWS, *([COMPILED] if bench.config.compiled else []))
 
 
 def report(bench: Bench, facts: dict[str, Any], runs: list[list[Measured]], flops: float) -> int:
     """Print and write the table; 1 when losses differ or the aim is missed."""
     stories = bench.config.steps * bench.settings.per_device_train_batch_size
-    rows = summarize(rows_of(bench.config), runs, stories, flops)
+    rows = summarize(rows_of(bench), runs, stories, flops)
     write_json(bench.config.output_dir / "train.json", {"facts": facts, "rows": rows})
     text = table(rows, facts, with_tflops=bench.settings.device.type == "cuda")
     write_text(bench.config.output_dir / "train.md", text)
