@@ -100,7 +100,7 @@ def test_dry_run_prints_a_command_and_does_nothing(work, name, arguments):
     before = sorted(work.rglob("*"))
     shown = run_script(name, "--dry-run", *arguments, "--", "--limit", "3", cwd=work)
     assert shown.returncode == 0
-    module = {"compare": "tables"}.get(name, name)
+    module = {"compare": "tables", "figure5": "tables.figure5"}.get(name, name)
     assert f"-m eval.{module} " in shown.stdout and shown.stdout.rstrip().endswith("--limit 3")
     assert sorted(work.rglob("*")) == before
 

@@ -102,7 +102,9 @@ def test_other_settings_are_refused_unless_asked_for(stand_in):
 
 
 def test_tasks_share_the_gpus_and_run_at_the_same_time(stand_in):
-    tasks = [task(stand_in, name, gpus=1, settings={"wait": "1"}) for name in "ab"]
+    tasks = [
+        task(stand_in, name, gpus=1, settings={"wait": "4"}) for name in "ab"
+    ]  # longer than a process takes to start
     tasks.append(task(stand_in, "both", gpus=8, needs=("a", "b")))
     run(tasks, stand_in, gpus=["2", "5"])
     assert {(stand_in / name / "gpus").read_text() for name in "ab"} == {"2", "5"}

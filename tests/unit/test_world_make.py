@@ -146,7 +146,7 @@ def test_people_and_objects_stay_inside_their_half_of_the_picture() -> None:
 def test_ctrl_c_reaches_the_whole_group_and_leaves_one_line_no_traceback_and_no_half_video(tmp_path):
     command = [sys.executable, "-m", "stories.world.make", "--output-dir", str(tmp_path), "--num-videos", "60"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list(tmp_path.glob("videos/.*")) and time.monotonic() < deadline:  # the first video is being written
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
