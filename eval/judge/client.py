@@ -172,6 +172,8 @@ async def _ask(client: AsyncOpenAI, settings: JudgeSettings, request: Request, *
         body: Any = await asyncio.wait_for(client.post(path, body=request.body, cast_to=object), limit_s)
         body = json.loads(body) if isinstance(body, str) else body  # sent under another content type
         answer = _text_of(body)
+    except json.JSONDecodeError as error:
+        return Reply(key=request.key, error=f"the server's reply is no JSON ({error})")
     except (OpenAIError, ValueError, RecursionError, asyncio.TimeoutError) as error:
         refused = isinstance(error, (AuthenticationError, PermissionDeniedError, NotFoundError))
         return Reply(key=request.key, error=_describe(error, secret), hopeless=refused)

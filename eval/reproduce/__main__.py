@@ -40,7 +40,7 @@ def reproduce(config: GridConfig) -> int:
 
         return submit(config, tasks, state)
     if config.dry_run:
-        print(to_text(entries_of(tasks, state, Costs(config), judge), places_of(config).output))
+        print(to_text(entries_of(tasks, state, Costs(config), judge), places_of(config).output, config.tflops))
         return 0
     return work(config, chosen(tasks, config.only), state, gpus)
 

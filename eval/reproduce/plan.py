@@ -141,7 +141,7 @@ def _cell_state(predicted: State, judged: State, there: int, scored: int, storie
     )
 
 
-def to_text(sections: dict[str, list[Entry]], output: Path) -> str:
+def to_text(sections: dict[str, list[Entry]], output: Path, tflops: float) -> str:
     """Return the plan as lines, a detail that several cells of a run share printed once."""
     lines = [f"Plan of {output}"]
     counts = ("stories", "predicted", "judged", "GPU h", "disk", "calls", "$")
@@ -154,7 +154,8 @@ def to_text(sections: dict[str, list[Entry]], output: Path) -> str:
         if entries:
             rows = [("state", *heads[name]), *(_row(name, entry) for entry in entries)]
             lines += ["", *_columns(rows, [""] + [entry.detail for entry in entries])]
-    return "\n".join([*lines, "", *totals(sections)])
+    speed = f"GPU hours are those of one GPU at {tflops:g} useful TFLOP/s (--tflops): a lower bound"
+    return "\n".join([*lines, "", *totals(sections), speed])
 
 
 def _row(section: str, entry: Entry) -> tuple[str, ...]:

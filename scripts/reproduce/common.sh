@@ -21,6 +21,7 @@ reproduce() {
       -h | --help) usage; exit 0 ;;
       --world) world=1 ;;
       --dry-run) dry=1 && flags+=("$1") ;;
+      --) ;; # flags need none here, other scripts want it
       *) flags+=("$1") ;;
     esac
     shift

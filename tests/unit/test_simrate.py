@@ -213,7 +213,7 @@ def hang(handler, text, number):
     [
         (lambda handler, text, number: handler.send(500, {"error": "boom"}) or True, "InternalServerError"),
         (lambda handler, text, number: handler.send(400, {"error": "too long"}) or True, "BadRequestError"),
-        (lambda handler, text, number: handler.send(200, b"<html>not JSON") or True, "JSONDecodeError"),
+        (lambda handler, text, number: handler.send(200, b"<html>not JSON") or True, "no JSON"),
         (lambda handler, text, number: handler.send(200, {"choices": []}) or True, "no answer text"),
         (lambda handler, text, number: handler.send(200, [1, 2]) or True, "no answer text"),
         (
