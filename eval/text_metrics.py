@@ -59,16 +59,16 @@ class Metric:
     signature: str
 
 
-def _library(name: str, package: str) -> Any:
+def _library(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"{package} is needed and not installed ({error}): pip install {package}") from error
+        raise ConfigError(f"{name} cannot be imported ({error}); bash scripts/setup.sh {extra} installs it") from error
 
 
 def sacrebleu_metrics() -> list[Metric]:
     """Return corpus BLEU and chrF (sacreBLEU); a single sentence's BLEU uses the n-gram orders that it has."""
-    library = _library("sacrebleu.metrics", "sacrebleu")
+    library = _library("sacrebleu.metrics", "eval")
     result = []
     for title, corpus, sentence in (
         ("BLEU", library.BLEU(), library.BLEU(effective_order=True)),
@@ -91,7 +91,7 @@ def sacrebleu_metrics() -> list[Metric]:
 
 def rouge_metric() -> Metric:
     """Return ROUGE-L: F measure of the longest common subsequence of words, mean over the stories."""
-    scorer = _library("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeL"], use_stemmer=False)
+    scorer = _library("rouge_score.rouge_scorer", "eval").RougeScorer(["rougeL"], use_stemmer=False)
 
     def each(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         pairs = zip(predictions, references, strict=True)
@@ -110,7 +110,7 @@ def embedding_metric(model_name: str, device: str | None, batch_size: int) -> Me
     Raises:
         ConfigError: sentence-transformers is missing, or the model cannot be loaded.
     """
-    library = _library("sentence_transformers", "sentence-transformers")
+    library = _library("sentence_transformers", "embeddings")
     try:
         # Weights as safetensors only: a pickle runs what its author wrote.
         model = library.SentenceTransformer(model_name, device=device, model_kwargs={"use_safetensors": True})

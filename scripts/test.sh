@@ -23,7 +23,7 @@ if [[ -n "${LLAVA_NEXT_DIR:-}" ]]; then
   echo "test: tests/overlay runs on copies of $LLAVA_NEXT_DIR"
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash scripts/setup.sh train eval judge decord torchcodec bench dev
+bash scripts/setup.sh train eval judge deepspeed quantization tensorboard decord torchcodec bench dev
 : "${VENV:=.venv}"
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 processors=$(getconf _NPROCESSORS_ONLN)

@@ -270,8 +270,8 @@ def check_decoder(name: str) -> None:
     try:
         __import__(module)
     except (ImportError, OSError, RuntimeError) as error:
-        advice = " and FFmpeg's shared libraries (apt-get install ffmpeg)" if name == "torchcodec" else ""
+        advice = "; FFmpeg's shared libraries are needed too (apt-get install ffmpeg)" if name == "torchcodec" else ""
         raise ValueError(
-            f"--decoder {name} cannot be loaded ({_first_line(error)}). Install the package {module.split('.')[0]}"
+            f"--decoder {name} cannot be loaded ({_first_line(error)}). X"
             f"{advice}, or use --decoder pyav."
         ) from error

@@ -117,10 +117,10 @@ def test_a_missing_library_is_named_with_how_to_get_it(tmp_path, monkeypatch, ca
     run = make_run(tmp_path / "run", ROWS)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     assert measured(tmp_path, run, extra=["--embeddings", "any/model"])[0] == 2
-    assert "pip install sentence-transformers" in capsys.readouterr().err
+    assert "setup.sh embeddings" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     assert measured(tmp_path, run)[0] == 2
-    assert "pip install sacrebleu" in capsys.readouterr().err
+    assert "setup.sh eval" in capsys.readouterr().err
 
 
 def test_embeddings_are_cosines_and_the_model_is_loaded_from_safetensors_only(tmp_path, monkeypatch):
