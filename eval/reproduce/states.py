@@ -106,7 +106,6 @@ def _made_state(task: Task) -> State:
     if run is None:
         return State(kind="missing")
     before = run.get("config", {})
-    was, now = _moved(before.get("output_dir") or before.get("output"), task.folder)
     wanted: dict[str, Any] = {}
     for path in task.settings.get("config", ()):
         wanted |= yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -114,10 +113,10 @@ def _made_state(task: Task) -> State:
     changes = [
         f"{key} was {before[key]!r}, is {value!r}"
         for key, value in wanted.items()
-        if key in before and key not in NOT_COMPARED and _words(before[key], was, now) != _words(value)
+        if key in before and key not in NOT_COMPARED and _words(before[key]) != _words(value)
     ]
     for entry in run.get("inputs", ()):
-        path = Path(_words(entry.get("path"), was, now))
+        path = Path(str(entry.get("path")))
         if entry.get("sha256") and (not path.is_file() or sha256_file(path) != entry["sha256"]):
             changes.append(f"{path.name} has changed")
     if changes:
@@ -128,18 +127,8 @@ def _made_state(task: Task) -> State:
     return State(kind="done") if not product or (task.folder / product).exists() else State(kind="partly")
 
 
-def _moved(before: Any, folder: Path) -> tuple[str, str]:
-    """Return where the folder that holds everything was when a run was made, and where it is now."""
-    was, now = Path(str(before or folder)), folder
-    while was.is_absolute() and was.name and was.name == now.name:
-        was, now = was.parent, now.parent
-    return f"{was}/", f"{now}/"
-
-
-def _words(value: Any, was: str = "", now: str = "") -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_words(item, was, now) for item in value]
-    return now + str(value).removeprefix(was) if was and str(value).startswith(was) else str(value)
+def _words(value: Any) -> Any:
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) else str(value)
 
 
 def is_model(folder: str | Path) -> bool:

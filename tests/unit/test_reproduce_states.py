@@ -54,21 +54,6 @@ def test_other_settings_are_changes_also_those_of_a_settings_file(tmp_path):
     assert (state.kind, state.detail) == ("changed", "steps was 20, is 30")
 
 
-def test_a_moved_output_folder_is_still_done_but_other_inputs_are_not(tmp_path):
-    old, new = tmp_path / "old", tmp_path / "new"
-    world = old / "world"
-    write_json(world / "annotations.json", [])
-    inputs = [{"path": str(world / "annotations.json"), "sha256": sha256_file(world / "annotations.json")}]
-    config = {"seed": 0, "output_dir": str(old / "base"), "videos": [str(world / "videos")]}
-    write_run(old / "base", config=config, inputs=inputs)
-    old.rename(new)
-    assert state_of(made(new / "base", videos=[str(new / "world/videos")])).kind == "done"
-    other = state_of(made(new / "base", videos=[str(tmp_path / "elsewhere/videos")]))
-    assert other.kind == "changed" and "elsewhere" in other.detail
-    (new / "world/annotations.json").write_text("[1]")
-    assert "annotations.json has changed" in state_of(made(new / "base", videos=[str(new / "world/videos")])).detail
-
-
 def test_an_input_that_changed_since_is_a_change(tmp_path):
     file = tmp_path / "annotations.json"
     file.write_text("[]")
