@@ -272,6 +272,6 @@ def check_decoder(name: str) -> None:
     except (ImportError, OSError, RuntimeError) as error:
         advice = "; FFmpeg's shared libraries are needed too (apt-get install ffmpeg)" if name == "torchcodec" else ""
         raise ValueError(
-            f"--decoder {name} cannot be loaded ({_first_line(error)}). X"
-            f"{advice}, or use --decoder pyav."
+            f"--decoder {name} cannot be loaded ({_first_line(error)}). bash scripts/setup.sh {name} installs it"
+            f"{advice}; or use --decoder pyav."
         ) from error

@@ -288,5 +288,5 @@ def test_a_decoder_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         return original(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without_decord)
-    with pytest.raises(ValueError, match=r"Install the package decord, or use --decoder pyav"):
+    with pytest.raises(ValueError, match=r"setup.sh decord installs it; or use --decoder pyav"):
         check_decoder("decord")
