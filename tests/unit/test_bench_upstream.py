@@ -83,7 +83,9 @@ def test_the_row_is_left_out_with_the_reason_where_the_trainer_is_missing(
 ):
     real = bench.load_peer
     monkeypatch.setattr(bench, "load_peer", lambda path: elsewhere if path == PEER else real(path))
-    monkeypatch.setattr(bench, "run_row", lambda *_: Measured(seconds=1.0, useful=1, padded=1, losses=[1.0]))
+    monkeypatch.setattr(
+        bench, "run_row", lambda *_: Measured(seconds=1.0, processor_seconds=1.0, useful=1, padded=1, losses=[1.0])
+    )
     assert bench.main(arguments(tiny_llava.full, tmp_path)) == 0
     assert "left out, LLaVA-NeXT's trainer" in caplog.text and "not_there is not there" in caplog.text
     result = json.loads((tmp_path / "train.json").read_text())
