@@ -217,12 +217,18 @@ def _usable(
 
 
 def _files(root: Path) -> dict[str, tuple[Path, ...]]:
-    """Return all files under a folder by name; links to folders are not followed."""
+    """Return all files under a folder by name; links to folders, and links that lead out of it, are not followed."""
     found: dict[str, list[Path]] = {}
+    outside: list[Path] = []
     for folder, subfolders, names in os.walk(root):
         subfolders.sort()
-        for name in sorted(names):
-            found.setdefault(name, []).append(Path(folder) / name)
+        for path in (Path(folder) / name for name in sorted(names)):
+            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+                outside.append(path)
+            else:
+                found.setdefault(path.name, []).append(path)
+    if outside:
+        logger.warning("%d links lead out of %s and are not followed, such as %s", len(outside), root, outside[0])
     return {name: tuple(paths) for name, paths in found.items()}
 
 

@@ -112,6 +112,19 @@ def test_a_sample_with_the_other_kind_of_pictures_only_says_so(tmp_path):
         two.pictures(composite=True)
 
 
+def test_links_that_lead_out_of_the_folder_are_not_followed(tmp_path, caplog):
+    data = tmp_path / "data"
+    write_csv(data, rows=[("cmc_1.png", "A."), ("cmc_2.png", "B.")])
+    touch(tmp_path, "secret.png", "data/store/kept.png")
+    (data / "cmc_1.png").symlink_to(tmp_path / "secret.png")
+    (data / "cmc_2.png").symlink_to(data / "store" / "kept.png")
+    one, two = load_benchmark(data).samples
+    with pytest.raises(ValueError, match="found nothing"):
+        one.pictures(composite=True)
+    assert [path.name for path in two.pictures(composite=True)] == ["cmc_2.png"]
+    assert "1 links lead out of" in caplog.text and "cmc_1.png" in caplog.text
+
+
 def test_pictures_that_are_there_twice_are_not_guessed(tmp_path):
     write_csv(tmp_path)
     touch(tmp_path, "a/cmc_1.png", "b/cmc_1.png", "a/cmc_1/1.png", "b/cmc_1/1.png")
