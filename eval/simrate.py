@@ -269,6 +269,11 @@ def _print_summary(sheet: Sheet, counts: dict[str, Any]) -> None:
         f"{sheet.folder}: SimRate {rate} ({counts['yes']}/{scored}), unparsed {unparsed}, "
         f"unscored {counts['unscored']}, skipped {counts['skipped']} -> {sheet.target}"
     )
+    if counts["unparsed"] > scored / 2:
+        logger.warning(
+            "%s: most answers begin with neither Yes nor No, and count as No; read them in %s",
+            sheet.folder, sheet.target.name,
+        )  # fmt: skip
 
 
 def chosen_judge(config: SimRateConfig) -> Judge:

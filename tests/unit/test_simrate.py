@@ -248,6 +248,14 @@ def test_an_unparsed_answer_counts_as_no_and_is_shown(tmp_path, server, judge_ru
     assert "SimRate 50.00 % (1/2), unparsed 1" in capsys.readouterr().out
 
 
+def test_a_judge_that_mostly_answers_something_else_is_warned_about(tmp_path, server, judge_run, caplog):
+    predictions(tmp_path / "run", ["same", "odd"])
+    server.answer = lambda text: "Ja" if "odd" in text else "Yes"
+    assert judge_run()[0] == 0 and "neither Yes nor No" not in caplog.text
+    server.answer = lambda text: "Ja"
+    assert judge_run("--overwrite", "--cache", "off")[0] == 0 and "neither Yes nor No" in caplog.text
+
+
 def test_verdicts_are_read_anew_from_the_kept_answers(tmp_path, server, judge_run):
     predictions(tmp_path / "run", ["same"])
     judge_run()
