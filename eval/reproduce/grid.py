@@ -179,8 +179,8 @@ def check(config: GridConfig) -> None:
     problems: list[str] = []
     if not config.world:
         needed: Sequence[tuple[str, Any, str]] = (
-            ("model", config.model, "the LLaVA model to start from"),
-            ("stories", config.stories, "a StoryFrames folder"),
+            ("model", config.model, "the folder of the LLaVA model to start from"),
+            ("stories", config.stories, f"a StoryFrames folder (scripts/storyframes/build.sh), or {HUB_DATASET}"),
             (
                 "mementos",
                 config.mementos or "table3" not in config.results,
@@ -193,7 +193,7 @@ def check(config: GridConfig) -> None:
         data: dict[str, Any] = {"stories": config.stories, "other_split": config.other_split}
         data |= {"mementos": config.mementos} if "table3" in config.results else {}
         problems += [
-            f"{name}: {folder} is not a folder"
+            f"{name}: {folder} is not a folder" + (f"; {HUB_DATASET} is the published one" if name == "stories" else "")
             for name, folder in data.items()
             if folder and folder != HUB_DATASET and not Path(folder).is_dir()
         ]
