@@ -59,7 +59,7 @@ def find_problems(checkpoint: Path) -> list[str]:
     from llava.imagechain.export_hf import obstacles
 
     if not vllm_is_installed():
-        return ["backend: vllm is not installed; pip install 'imagechain[vllm]', or use --backend hf"]
+        return ["backend: vllm is not installed; pip install '.[vllm]', or use --backend hf"]
     if not (checkpoint / "config.json").is_file():
         return []  # said elsewhere
     # Images are laid out here and not by vLLM: how the checkpoint cuts single images does not matter.

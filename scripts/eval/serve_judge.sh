@@ -150,7 +150,7 @@ wait_until_healthy() {
 
 start() {
   command -v vllm >/dev/null ||
-    die "vllm was not found: pip install 'imagechain[vllm]' on a machine with a GPU, or put vllm on PATH"
+    die "vllm was not found: pip install '.[vllm]' on a machine with a GPU, or put vllm on PATH"
   local mask
   mask=$(umask)
   umask 077

@@ -219,7 +219,7 @@ def test_wrong_use_says_what_to_do(work):
         (["--"], {}, "a command was wanted after --"),
         (["--background"], {}, "unknown option --background"),
         ([], {"NUM_GPUS": "two"}, "whole numbers were wanted, found 'two'"),
-        ([], {"PATH": "/usr/bin:/bin"}, "pip install 'imagechain[vllm]'"),
+        ([], {"PATH": "/usr/bin:/bin"}, "pip install '.[vllm]'"),
     ):
         status, _, err = serve(work, *arguments, **settings)
         assert status == 2 and message in err, err

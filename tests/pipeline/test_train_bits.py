@@ -126,7 +126,7 @@ def test_zero3_and_a_missing_library_are_named(tmp_path, monkeypatch):
     config = ROOT / "configs" / "deepspeed"
     problems = quantized.bits_problems(settings, SimpleNamespace(deepspeed=str(config / "zero3.json")))
     assert [problem.split(": ")[1] for problem in problems] == [
-        "bitsandbytes is not installed (pip install bitsandbytes)",
+        "bitsandbytes is not installed; bash scripts/setup.sh train quantization",
         "ZeRO-3 cannot spread quantized weights; use zero2.json, or DDP without one",
     ]
     monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: name)

@@ -46,7 +46,7 @@ def test_a_missing_vllm_is_said_before_anything_is_loaded(tiny_llava, stories, t
         tmp_path / "out",
     ]
     assert main([str(word) for word in [*words, "--backend", "vllm"]]) == 2
-    assert "vllm is not installed; pip install 'imagechain[vllm]'" in capsys.readouterr().err
+    assert "vllm is not installed; pip install '.[vllm]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -152,6 +152,6 @@ def test_ctrl_c_reaches_the_whole_group_and_leaves_one_line_no_traceback_and_no_
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "The same command goes on from here" in errors and "Traceback" not in errors
+    assert "the same command goes on from here" in errors and "Traceback" not in errors
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
     assert not list(tmp_path.glob("videos/.*"))
