@@ -25,11 +25,11 @@ from eval.judge.asking import ask_pending, pending_rows, requests_of
 from eval.judge.cache import AnswerCache, cache_path
 from eval.judge.client import ServerError, check_server, check_url
 from eval.judge.cost import Cost, Spending, check_cost, estimate
-from eval.locks import only_one
 from eval.runs import JUDGMENTS, Prediction, read_predictions
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import read_json, read_jsonl, sha256_json, write_jsonl
+from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import Run, run_manifest
 
 logger = logging.getLogger("eval.simrate")

@@ -27,13 +27,13 @@ from eval.judge.base import Judge, JudgeSettings, Verdict
 from eval.judge.cache import AnswerCache, cache_path
 from eval.judge.client import ServerError, check_server
 from eval.judge.cost import Cost, Spending, check_cost, estimate, price_of
-from eval.locks import only_one
 from eval.mementos import world_words
 from eval.mementos.answers import parse
 from eval.mementos.rows import KEYWORDS, Predictions, Row, read_all, read_answers
 from llava.imagechain.command import run_command
 from llava.imagechain.config import build_config, option, to_json
 from llava.imagechain.files import sha256_json, write_jsonl
+from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import run_manifest
 
 logger = logging.getLogger("eval.mementos")

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.locks import only_one
 from eval.mementos import sequences
 from eval.mementos.data import DOMAINS, Benchmark, load_benchmark
 from eval.mementos.sequences import Described, Sequences, Showing, settle
@@ -26,6 +25,7 @@ from eval.runs import PREDICTIONS
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import JsonlAppender, read_json, sha256_json, sha256_model, write_jsonl
+from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.variants import VARIANTS, build_dialogue, get_variant
 

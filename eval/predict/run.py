@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval.locks import only_one
 from eval.predict.controls import edit_of
 from eval.predict.job import Job, PredictConfig, named_base, prepare, usable_rows
 from eval.predict.ranks import SHARDS, own_gpus
@@ -28,6 +27,7 @@ from eval.predict.vllm_backend import vllm_version
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, to_json
 from llava.imagechain.files import JsonlAppender, write_jsonl
+from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import Run, run_manifest
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from eval.locks import only_one
 from llava.imagechain.config import ConfigError, to_json
 from llava.imagechain.files import read_json, write_json
+from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import run_manifest
 
 if TYPE_CHECKING:

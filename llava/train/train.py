@@ -38,6 +38,7 @@ from llava.imagechain.data import ExampleSettings, StoryExamples, unreadable_sto
 from llava.imagechain.decisions import asked_of, decision, max_frames_per_scene, settle_decisions
 from llava.imagechain.distributed import end_process, leave_group
 from llava.imagechain.files import read_json, sha256_json, sha256_model, write_jsonl
+from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.rope import LIMIT, scale_positions
 from llava.imagechain.start import is_language_model, set_layout, tokens_per_scene, vision_config
@@ -65,37 +66,41 @@ def train(argv: Sequence[str] | None = None) -> int:
         return 2
     _, data, settings = groups
     first = settings.process_index == 0
-    logging.basicConfig(
-        level=logging.INFO if first else logging.WARNING,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,
-    )
+    level = logging.INFO if first else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     variant = None if data.data_path else get_variant(str(data.variant), data.variant_set)
     if variant and "num_train_epochs" not in given:
         settings.num_train_epochs = variant.num_epochs(data.context)
+    lock, writes = Path(str(settings.output_dir)) / ".training", first and not settings.dry_run
     try:
-        stories = read_stories(data, settings)
-        made_from = {
-            "stories_sha256": sha256_json([stories.train.ids, stories.train.texts()]),
-            "model_sha256": sha256_model(str(groups[0].model_name_or_path)),
-        }
-        checkpoint = find_start(groups, made_from)
-        if checkpoint == "finished":
-            logger.info("%s is trained already; --overwrite starts anew", settings.output_dir)
-            return 0
-        if settings.dry_run:
-            return show_plan(groups, variant, stories)
-        manifest = run_manifest(settings.output_dir, config=as_json(groups)) if first else contextlib.nullcontext()
-        with manifest as run:
-            if run:
-                run.record(made_from=made_from)
-            run_training(groups, variant, stories, checkpoint, run)
-        leave_group()
-        return 0
+        with only_one(lock, work="training in") if writes else contextlib.nullcontext():
+            return train_or_plan(groups, variant)
     except (ConfigError, ValueError, OSError) as error:
         print(f"python -m llava.train.train: {error}", file=sys.stderr)
         return 2
+
+
+def train_or_plan(groups: Groups, variant: Variant | None) -> int:
+    """Train, or say that it is done, or with --dry_run what it needs; return the exit status."""
+    _, data, settings = groups
+    stories = read_stories(data, settings)
+    made_from = {
+        "stories_sha256": sha256_json([stories.train.ids, stories.train.texts()]),
+        "model_sha256": sha256_model(str(groups[0].model_name_or_path)),
+    }
+    checkpoint = find_start(groups, made_from)
+    if checkpoint == "finished":
+        logger.info("%s is trained already; --overwrite starts anew", settings.output_dir)
+        return 0
+    if settings.dry_run:
+        return show_plan(groups, variant, stories)
+    first = settings.process_index == 0
+    with run_manifest(settings.output_dir, config=as_json(groups)) if first else contextlib.nullcontext() as run:
+        if run:
+            run.record(made_from=made_from)
+        run_training(groups, variant, stories, checkpoint, run)
+    leave_group()
+    return 0
 
 
 def read_stories(data: DataArguments, settings: TrainArguments) -> Stories:

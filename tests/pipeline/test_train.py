@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import Trainer
 
+from llava.imagechain.locks import only_one
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = [str(ROOT / "configs" / "train" / f"{name}.yaml") for name in ("base", "imagechain", "c2_7")]
 QUICK = [
@@ -300,3 +302,10 @@ def test_the_script_prints_its_command_and_names_what_is_missing():
     assert done.returncode == 2
     assert "MODEL is not set" in done.stderr
     assert "STORIES is not set" in done.stderr
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(tiny_base, small_stories, tmp_path):
+    with only_one(tmp_path / "out" / ".training"):
+        done = run(tiny_base, small_stories, tmp_path / "out", "--max_steps", "1", status=2)
+    assert "another process is training in" in done.stderr and "give another folder" in done.stderr
+    assert not (tmp_path / "out" / "run.json").exists()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from eval.locks import only_one
 from eval.predict.ranks import Shard, find_shard, own_gpus, shard_of_rows
 from eval.predict.run import main
 from eval.predict.shards import main as merge_main
 from llava.imagechain.config import ConfigError
 from llava.imagechain.files import read_jsonl, write_jsonl
+from llava.imagechain.locks import only_one
 
 spec = importlib.util.spec_from_file_location("helpers_test_predict", Path(__file__).with_name("test_predict.py"))
 helpers = importlib.util.module_from_spec(spec)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llava.imagechain.config import ConfigError
 
-logger = logging.getLogger("eval")
+logger = logging.getLogger("llava.locks")
 
 
 @contextlib.contextmanager
