@@ -20,7 +20,7 @@ def test_upstreams_trainer_has_the_losses_of_the_authors_way(overlaid, python_in
     if tried.returncode:
         pytest.skip(f"llava/train/llava_trainer.py does not import: {tried.stderr.strip().splitlines()[-1]}")
     folder = "from conftest import build_tiny_llava; from pathlib import Path; build_tiny_llava(Path('tiny'))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/unit"), "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests/unit'}{os.pathsep}{ROOT}", "PYTHONWARNINGS": "ignore"}
     subprocess.run([sys.executable, "-c", folder], cwd=tmp_path, env=environment, check=True)
     settings = [str(ROOT / f"configs/train/{name}.yaml") for name in ("base", "imagechain", "c2_7")]
     command = [
