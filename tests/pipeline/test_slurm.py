@@ -24,7 +24,7 @@ def stand_in(tmp_path, name, text):
 
 
 def test_nodes_and_gpus_come_from_slurm(tmp_path):
-    path = stand_in(tmp_path, "scontrol", "echo first; echo second")
+    path = stand_in(tmp_path, "scontrol", "echo first; seq 100000")  # more than a pipe holds
     path = stand_in(tmp_path, "srun", 'shift; SLURM_NODEID=1 "$@"') and path
     slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
     done = subprocess.run(
