@@ -55,7 +55,7 @@ def write_dataset(
         )
     logger.info("writing %d stories to %s", len(plans), output)
     report = make_report(plans, split, skipped, settings, decoded=True)
-    (output / "build_report.json").unlink(missing_ok=True)
+    (output / "build_report.json").unlink(missing_ok=True)  # says that the folder is whole; until then it is not
     staging = work / "dataset"
     shutil.rmtree(staging, ignore_errors=True)
     globs: dict[str, list[str]] = {name: [] for name in SPLIT_FOLDERS}
@@ -69,7 +69,6 @@ def write_dataset(
             if rows:
                 write_table(staging / bucket / folder, rows)
                 globs[name].append(f"{bucket}/{folder}/data-*.arrow")
-    (output / "build_report.json").unlink(missing_ok=True)  # says that the folder is whole; until then it is not
     for bucket in BUCKETS:
         if (staging / bucket).exists():
             replace_folder(staging / bucket, output / bucket)
