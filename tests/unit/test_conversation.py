@@ -141,4 +141,4 @@ def test_the_default_template_can_be_set_from_outside(monkeypatch):
 
 def test_the_import_needs_no_network_and_no_transformers():
     code = "import sys, llava.conversation; assert not {'transformers', 'torch'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0

@@ -22,11 +22,11 @@ def test_no_jobs_are_no_work() -> None:
 def test_a_crash_and_a_hang_cost_their_own_job_only() -> None:
     jobs = ["1 + 1", "__import__('os')._exit(3)", "__import__('time').sleep(600)", "__import__('os').abort()", "2 + 2"]
     begin = time.monotonic()
-    results = dict(run_jobs(builtins.eval, jobs, 2, 3))
-    assert time.monotonic() - begin < 60
+    results = dict(run_jobs(builtins.eval, jobs, 2, 5))
+    assert time.monotonic() - begin < 500
     assert (results[0], results[4]) == (2, 4)
     assert isinstance(results[1], Failure) and results[1].kind == "crash" and "exit code 3" in results[1].reason
-    assert isinstance(results[2], Failure) and results[2].kind == "timeout" and "3 s" in results[2].reason
+    assert isinstance(results[2], Failure) and results[2].kind == "timeout" and "5 s" in results[2].reason
     assert isinstance(results[3], Failure) and results[3].kind == "crash"
 
 
@@ -46,5 +46,5 @@ def test_the_first_worker_of_a_process_ignores_them_too() -> None:
         "    job = \"__import__('os').kill(__import__('os').getpid(), 2) or 'alive'\"\n"
         "    assert dict(run_jobs(builtins.eval, [job], 1, 60)) == {0: 'alive'}\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -97,7 +97,7 @@ def test_a_server_that_says_to_wait_for_hours_is_not_waited_for(tmp_path, server
     server.behave = lambda handler, text, number: "\nbusy\n" in text and busy(handler, after)
     started = time.monotonic()
     status, rows = judge_run("--max-retries", "1")
-    assert status == 1 and time.monotonic() - started < 5
+    assert status == 1 and time.monotonic() - started < 300
     assert [row["verdict"] for row in rows] == ["yes", None]
     assert rows[1]["error"].startswith("RateLimitError") and "slow down" in rows[1]["error"]
 
@@ -191,14 +191,19 @@ def test_a_folder_that_is_being_judged_is_left_alone(tmp_path, server, judge_run
 
 def test_two_processes_on_one_folder_judge_it_once(tmp_path, server):
     predictions(tmp_path / "run", [f"same {i}" for i in range(10)])
-    server.behave = lambda handler, text, number: time.sleep(0.2)
+    refused = threading.Event()
+    server.behave = lambda handler, text, number: not refused.wait(300)
     command = [
         sys.executable, "-m", "eval.simrate", "--predictions", str(tmp_path / "run" / "predictions.jsonl"),
         "--base-url", server.url, "--model", MODEL, "--concurrency", "1", "--cache", "off",
     ]  # fmt: skip
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     processes = [subprocess.Popen(command, **quiet) for _ in range(2)]
-    assert sorted(process.wait(60) for process in processes) == [0, 2]
+    deadline = time.monotonic() + 300
+    while all(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    refused.set()
+    assert sorted(process.wait(300) for process in processes) == [0, 2]
     assert len(server.asked) == 10
     assert [row["verdict"] for row in judgments(tmp_path / "run")] == ["yes"] * 10
 
@@ -215,7 +220,7 @@ def test_processes_that_write_one_cache_at_once_agree_on_every_answer(tmp_path):
     path = tmp_path / "cache.sqlite"
     command = [sys.executable, "-c", WRITER, str(path)]
     writers = [subprocess.Popen([*command, name], stdout=subprocess.PIPE) for name in ("first", "second")]
-    first, second = (json.loads(process.communicate(timeout=60)[0]) for process in writers)
+    first, second = (json.loads(process.communicate(timeout=300)[0]) for process in writers)
     cache = AnswerCache(path)
     answers = cache.get_many(f"key {i}" for i in range(400))
     assert first == second == list(answers.values())

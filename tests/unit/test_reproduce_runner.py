@@ -18,14 +18,17 @@ from llava.imagechain.config import ConfigError
 STAND_IN = """
     import argparse, os, pathlib, sys, time
     parser = argparse.ArgumentParser()
-    for name in ("--folder", "--fail", "--wait", "--overwrite"):
+    for name in ("--folder", "--fail", "--wait", "--meet", "--overwrite"):
         parser.add_argument(name, nargs="?", const="yes")
     given = parser.parse_args()
     folder = pathlib.Path(given.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    (folder / "began").write_text(str(time.time()))
+    (folder / "began").touch()
     time.sleep(float(given.wait or 0))
+    end = time.time() + 300
+    while given.meet and not pathlib.Path(given.meet, "began").exists() and time.time() < end:
+        time.sleep(0.01)
     if given.fail:
         sys.exit("it broke: " + given.fail)
     (folder / "done").write_text("overwritten" if given.overwrite else str(time.time()))
@@ -103,14 +106,14 @@ def test_other_settings_are_refused_unless_asked_for(stand_in):
 
 def test_tasks_share_the_gpus_and_run_at_the_same_time(stand_in):
     tasks = [
-        task(stand_in, name, gpus=1, settings={"wait": "4"}) for name in "ab"
-    ]  # longer than a process takes to start
+        task(stand_in, name, gpus=1, settings={"meet": str(stand_in / other)}) for name, other in ("ab", "ba")
+    ]  # each ends when the other has begun
     tasks.append(task(stand_in, "both", gpus=8, needs=("a", "b")))
+    began = time.time()
     run(tasks, stand_in, gpus=["2", "5"])
+    assert time.time() - began < 300
     assert {(stand_in / name / "gpus").read_text() for name in "ab"} == {"2", "5"}
     assert (stand_in / "both" / "gpus").read_text() == "2,5"
-    began = [float((stand_in / name / "began").read_text()) for name in "ab"]
-    assert max(began) < min(float((stand_in / name / "done").read_text()) for name in "ab")
 
 
 def test_a_second_run_of_a_folder_is_refused_and_shared_ones_are_not(tmp_path):
@@ -133,7 +136,7 @@ PROGRAM = """
     import test_reproduce_runner as helpers
     from pathlib import Path
     folder = Path({folder!r})
-    tasks = [helpers.task(folder, "slow", settings={{"wait": "60"}}), helpers.task(folder, "next", needs=("slow",))]
+    tasks = [helpers.task(folder, "slow", settings={{"wait": "600"}}), helpers.task(folder, "next", needs=("slow",))]
     found = helpers.run(tasks, folder)
     print({{name: outcome.ending for name, outcome in found.items()}})
 """
@@ -146,7 +149,7 @@ def start(folder):
     return process
 
 
-def wait_for(happened, seconds=60):
+def wait_for(happened, seconds=300):
     end = time.time() + seconds
     while not happened():
         assert time.time() < end
@@ -157,7 +160,7 @@ def wait_for(happened, seconds=60):
 def test_a_signal_ends_the_task_at_work_and_says_what_was_not_reached(stand_in, number):
     process = start(stand_in)
     process.send_signal(number)
-    said, problems = process.communicate(timeout=60)
+    said, problems = process.communicate(timeout=300)
     assert "{'slow': 'stopped', 'next': 'stopped'}" in said
     assert "stopping (slow)" in problems
     assert not (stand_in / "slow" / "done").exists()
@@ -169,7 +172,7 @@ def test_a_signal_ends_the_task_at_work_and_says_what_was_not_reached(stand_in, 
 def test_a_killed_run_takes_its_task_along_and_leaves_the_folder_free(stand_in):
     process = start(stand_in)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
     def free():
         try:

@@ -127,28 +127,28 @@ def element(tmp_path, does):
 
 
 def test_an_element_runs_the_tasks_of_its_line(tmp_path):
-    said, _ = element(tmp_path, 'echo "$@"').communicate(timeout=30)
+    said, _ = element(tmp_path, 'echo "$@"').communicate(timeout=300)
     assert said == "-m eval.reproduce --config grid.yaml --output-dir out --only predict/b predict/c\n"
 
 
 @pytest.mark.parametrize(("status", "asked"), [(130, "requeue 7\n"), (0, None)])
 def test_an_element_stopped_near_its_time_limit_is_queued_again(tmp_path, status, asked):
-    waits = f"trap 'exit {status}' USR1; touch {tmp_path}/began; while :; do sleep 0.05; done"
-    stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
+    waits = f"trap 'exit {status}' USR1; touch '{tmp_path}/began'; while :; do sleep 0.05; done"
+    stand_in(tmp_path, "scontrol", f'echo "$@" >> "{tmp_path}/asked"')
     process = element(tmp_path, waits)
-    end = time.time() + 30
+    end = time.time() + 300
     while not (tmp_path / "began").exists() and time.time() < end:
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode == status
     assert ((tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else None) == asked
 
 
 def test_an_element_that_fails_by_itself_is_not_queued_again(tmp_path):
-    stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
+    stand_in(tmp_path, "scontrol", f'echo "$@" >> "{tmp_path}/asked"')
     process = element(tmp_path, "exit 1")
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode == 1
     assert not (tmp_path / "asked").exists()
 

@@ -150,7 +150,7 @@ def test_ctrl_c_reaches_the_whole_group_and_leaves_one_line_no_traceback_and_no_
     while not list(tmp_path.glob("videos/.*")) and time.monotonic() < deadline:  # the first video is being written
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "the same command goes on from here" in errors and "Traceback" not in errors
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
