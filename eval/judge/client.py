@@ -7,13 +7,16 @@ jitter and the server's Retry-After.
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
+import email.utils
 import json
 import logging
 import os
 import re
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from eval.judge.base import Judge, JudgeSettings
@@ -52,6 +55,7 @@ class Reply:
         answer: The raw answer.
         error: Why there is none.
         hopeless: Every further call would fail as this one did: the key or the model is refused.
+        limited: Too many calls at a time (429): it may be answered when its turn comes again.
         usage: Tokens read and written, where the server says so.
         fingerprint: What the server calls its present state, where it says so.
     """
@@ -60,6 +64,7 @@ class Reply:
     answer: str | None = None
     error: str | None = None
     hopeless: bool = False
+    limited: bool = False
     usage: tuple[int, int] | None = None
     fingerprint: str | None = None
 
@@ -123,18 +128,23 @@ async def _ask_all(
     settings: JudgeSettings, requests: Sequence[Request], cache: AnswerCache, on_reply: Callable[[Reply], str | None]
 ) -> str | None:
     secret = _secret(settings)
-    failures = 0
+    answered = failures = 0
     stopped: str | None = None
-    waiting = iter(requests)
+    waiting = collections.deque(requests)
 
     async def work() -> None:
-        nonlocal failures, stopped
-        while not stopped and (request := next(waiting, None)) is not None:
+        nonlocal answered, failures, stopped
+        while waiting and not stopped:
+            request, before = waiting.popleft(), answered
             reply = await _ask(client, settings, request, secret=secret)
+            if reply.limited and answered > before:
+                waiting.append(request)  # others were served meanwhile
+                continue
             if reply.answer is None:
                 failures += 1
             else:
                 failures = 0
+                answered += 1
                 reply = dataclasses.replace(reply, answer=cache.put(request.key, reply.answer, settings.model))
             reason = on_reply(reply)
             if reply.hopeless:
@@ -162,7 +172,7 @@ def _client(settings: JudgeSettings, *, timeout_s: float, max_retries: int) -> A
 
 
 async def _ask(client: AsyncOpenAI, settings: JudgeSettings, request: Request, *, secret: str) -> Reply:
-    from openai import AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
+    from openai import AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError, RateLimitError
 
     path = "/completions" if "prompt" in request.body else "/chat/completions"
     # The client's timeout bounds the silence between two bytes; this one bounds the request with all its retries.
@@ -176,7 +186,8 @@ async def _ask(client: AsyncOpenAI, settings: JudgeSettings, request: Request, *
         return Reply(key=request.key, error=f"the server's reply is no JSON ({error})")
     except (OpenAIError, ValueError, RecursionError, asyncio.TimeoutError) as error:
         refused = isinstance(error, (AuthenticationError, PermissionDeniedError, NotFoundError))
-        return Reply(key=request.key, error=_describe(error, secret), hopeless=refused)
+        limited = isinstance(error, RateLimitError) and (_wait_s(error.response.headers) or 0) <= LONGEST_BACKOFF_S
+        return Reply(key=request.key, error=_describe(error, secret), hopeless=refused, limited=limited)
     fingerprint = body.get("system_fingerprint")
     return Reply(
         key=request.key,
@@ -237,7 +248,7 @@ async def _check_server(settings: JudgeSettings, probe: Request) -> dict[str, st
             f"{where} does not answer ({_describe(error, secret)}): start it (scripts/eval/serve_judge.sh "
             "starts one with vLLM) or pass --base-url"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ServerError(f"{where} answers, but not as an OpenAI-compatible server; check --base-url") from None
     if cards and settings.model not in cards:
         served = ", ".join(map(str, list(cards)[:5]))
@@ -257,7 +268,33 @@ def _describe(error: Exception, secret: str) -> str:
     response = getattr(error, "response", None)
     behind = response.text if response is not None else error.__cause__
     said = f"{type(error).__name__}: {error}"
-    return _clean(" ".join(f"{said} ({behind})".split())[:400] if behind and str(behind) not in said else said, secret)
+    if behind and str(behind) not in said:
+        said = " ".join(f"{said} ({behind})".split())[:400]
+    if response is not None and (wait_s := _wait_s(response.headers)):
+        said += f"; {_until(wait_s)}"
+    return _clean(said, secret)
+
+
+def _wait_s(headers: Mapping[str, str]) -> float | None:
+    """Return for how many seconds a server asks to be left alone; None where Retry-After says nothing of use."""
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = email.utils.parsedate_to_datetime(value)
+        except (TypeError, ValueError):
+            return None
+        seconds = (date.replace(tzinfo=date.tzinfo or timezone.utc) - datetime.now(timezone.utc)).total_seconds()
+    return seconds if seconds > 0 else None
+
+
+def _until(wait_s: float) -> str:
+    try:
+        end = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
+    except OverflowError:
+        return "the server asks to wait for ever"
+    return f"the server asks to wait {wait_s:,.0f} s, until {end:%Y-%m-%d %H:%M} UTC"
 
 
 def _clean(text: str, secret: str) -> str:
