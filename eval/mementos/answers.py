@@ -58,15 +58,23 @@ def _items(text: str, name: str) -> tuple[str, ...]:
     """Return the items after a label: what is in brackets, else the first line or the list marks below it."""
     opening = text.find("[")
     if opening >= 0 and not text[:opening].strip(" \t\r\n*_`-•"):
-        closing = text.find("]", opening)
-        if closing < 0:
-            raise ValueError(f"{name} has no closing bracket; the answer was cut off")
-        return tuple(_clean(item) for item in re.split(r"[,，]\s*|\n", text[opening:closing].strip("[ \t\r\n")))
+        inside = text[opening + 1 : _closing(text, opening, name)]
+        return tuple(_clean(item) for item in re.split(r"[,，]\s*|\n", inside.strip()))
     lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("```")]
     bullets = [_BULLET.sub("", line) for line in lines if _BULLET.match(line)]
     if text.split("\n", 1)[0].strip():
         bullets = lines[:1]
     return tuple(_clean(item) for line in bullets for item in re.split("[,，]", line)) or ("",)
+
+
+def _closing(text: str, opening: int, name: str) -> int:
+    """Return where the bracket ends that begins at `opening`; items may have brackets of their own."""
+    depth = 0
+    for match in re.finditer(r"[\[\]]", text[opening:]):
+        depth += 1 if match[0] == "[" else -1
+        if not depth:
+            return opening + match.start()
+    raise ValueError(f"{name} has no closing bracket; the answer was cut off")
 
 
 def _clean(item: str) -> str:

@@ -217,12 +217,15 @@ def _usable(
 
 
 def _files(root: Path) -> dict[str, tuple[Path, ...]]:
-    """Return all files under a folder by name; links to folders, and links that lead out of it, are not followed."""
+    """Return all files under a folder by name; links to folders, and links that lead out of it, are not followed.
+
+    Names that begin with a dot are no data: macOS leaves a `._3.png` beside every picture that it packs.
+    """
     found: dict[str, list[Path]] = {}
     outside: list[Path] = []
     for folder, subfolders, names in os.walk(root):
         subfolders.sort()
-        for path in (Path(folder) / name for name in sorted(names)):
+        for path in (Path(folder) / name for name in sorted(names) if not name.startswith(".")):
             if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
                 outside.append(path)
             else:
@@ -240,10 +243,10 @@ def _pictures(
     frames: dict[str, list[Path]] = {}
     for path in (path for paths in files.values() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES):
         numbered = _NUMBERED.fullmatch(path.stem)
-        if path.parent.name in sample_ids:
-            frames.setdefault(path.parent.name, []).append(path)
-        elif path.stem in sample_ids:
+        if path.stem in sample_ids:
             composites.setdefault(path.stem, []).append(path)
+        elif path.parent.name in sample_ids:
+            frames.setdefault(path.parent.name, []).append(path)
         elif numbered and numbered[1] in sample_ids:
             frames.setdefault(numbered[1], []).append(path)
     return composites, {name: sorted(paths, key=_by_number) for name, paths in frames.items()}
@@ -251,4 +254,4 @@ def _pictures(
 
 def _by_number(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Sort "2" before "10", whatever stands around the numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)], path.name
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.stem)], path.name

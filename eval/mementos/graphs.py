@@ -69,7 +69,15 @@ def read_pickle(path: Path, kind: str) -> Graph:
                 raise pickle.UnpicklingError(f"it has an instruction {code.name}, which no graph needs")
         loaded = _Unpickler(data, CLASSES[kind]).load()
     # A damaged pickle raises any of these.
-    except (pickle.UnpicklingError, ValueError, EOFError, IndexError, KeyError, AttributeError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        ArithmeticError,
+        ValueError,
+        EOFError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise ConfigError(f"{path} is refused: {error}. A graph of the benchmark was wanted.") from error
     return _checked(loaded.graph if isinstance(loaded, _PickledGraph) else None, path)
 
@@ -95,12 +103,16 @@ def _small(path: Path) -> Path:
 
 def _checked(graph: Any, path: Path) -> Graph:
     entries = graph.items() if isinstance(graph, dict) else [(None, None)]
+    room = path.stat().st_size
     for item, following in entries:
         if not isinstance(item, str) or not isinstance(following, dict):
             raise ConfigError(f"{path}: a dictionary item -> next item -> words was wanted, found {type(graph)}")
         for then, words in following.items():
             if not isinstance(then, str) or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
                 raise ConfigError(f"{path}: a list of words was wanted under {item!r}, {then!r}")
+            # A pickle may name one list again and again: a small file with more words than any memory holds.
+            if (room := room - len(words)) < 0:
+                raise ConfigError(f"{path}: at most one word for each byte was wanted, found more")
     return dict(graph)
 
 

@@ -13,6 +13,7 @@ from llava.imagechain.files import read_json, read_jsonl, sha256_json
 
 KEYWORDS = "keywords.jsonl"
 TEXTS = ("id", "domain", "variant", "prediction", "reference")
+OPTIONAL = {"train_context": str, "seed": int}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,12 @@ def read_predictions(path: Path) -> Predictions:
     shared: list[tuple[Any, ...]] = []
     for raw in read_jsonl(path):
         wrong = next((name for name in TEXTS if not isinstance(raw.get(name), str)), None)
+        other = next((name for name, kind in OPTIONAL.items() if not isinstance(raw.get(name), kind | None)), None)
         sample_id = raw.get("id")
         if wrong:
             reason = f"{wrong}: text was wanted, found {type(raw[wrong]).__name__ if wrong in raw else 'nothing'}"
+        elif other:
+            reason = f"{other}: {OPTIONAL[other].__name__} or null was wanted, found {type(raw[other]).__name__}"
         elif raw["domain"] not in DOMAINS:
             reason = f"domain: one of {', '.join(DOMAINS)} was wanted, found {raw['domain']!r}"
         elif sample_id in rows:
@@ -85,8 +89,8 @@ def read_predictions(path: Path) -> Predictions:
         raise ValueError(f"{path}: rows of one run were wanted, found {' and '.join(map(str, shared[:3]))}")
     variant, train_context, seed = shared[0]
     return Predictions(
-        path=path, variant=variant, train_context=train_context, seed=seed if isinstance(seed, int) else None,
-        rows=tuple(rows.values()), skipped=tuple(skipped),
+        path=path, variant=variant, train_context=train_context, seed=seed, rows=tuple(rows.values()),
+        skipped=tuple(skipped),
     )  # fmt: skip
 
 

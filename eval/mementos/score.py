@@ -198,12 +198,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_all(config: ScoreConfig, runs: Sequence[ScoredRun], benchmark: Benchmark) -> str:
     """Write the tables and the samples; return both tables as Markdown."""
-    from eval.mementos.tables import detail_sheet, table3_sheet
+    from eval.mementos.tables import detail_sheet, measure, table3_sheet
     from eval.tables.files import to_markdown, write_tables
 
+    measured = measure(runs, config.seed)
     sheets = {
-        "table3": table3_sheet(runs, benchmark, paper=config.paper, seed=config.seed),
-        "mementos_scores": detail_sheet(runs, seed=config.seed),
+        "table3": table3_sheet(measured, benchmark, paper=config.paper),
+        "mementos_scores": detail_sheet(measured),
     }
     for name, sheet in sheets.items():
         write_tables(config.output_dir / name, sheet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from eval.mementos.data import DOMAINS, Benchmark
 from eval.mementos.score import OVERALL, Scored, ScoredRun
 from eval.mementos.scoring import MODES
 from eval.runs import column_title
-from eval.stats import clustered_interval
+from eval.stats import clustered_interval, mean_and_range
 from eval.tables.cells import load_paper
 from eval.tables.files import CONTINUED, Sheet
 from llava.imagechain.config import ConfigError
@@ -61,8 +62,28 @@ def cell(samples: Sequence[Scored], mode: str, kind: str, seed: int) -> Cell:
     return Cell(n=len(found), low=100 * low, high=100 * high, **means)
 
 
-def titles(runs: Sequence[ScoredRun]) -> list[str]:
-    """Name each run by its variant, and by its training context and seed where that tells it from another.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A scored run as the tables show it.
+
+    Attributes:
+        training: Its variant, with its training context where that tells it from another.
+        name: The same with its seed, where there are several.
+        cells: By mode, kind of words and domain.
+    """
+
+    training: str
+    name: str
+    run: ScoredRun
+    cells: dict[tuple[str, str, str], Cell]
+
+
+def measure(runs: Sequence[ScoredRun], seed: int) -> list[Measured]:
+    """Name the runs, average their scores, and put them in the order of the tables.
+
+    Args:
+        runs: At most one for a variant, training context and seed.
+        seed: Of the bootstrap.
 
     Raises:
         ConfigError: Two runs have the same variant, context and seed.
@@ -71,84 +92,125 @@ def titles(runs: Sequence[ScoredRun]) -> list[str]:
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         folders = " and ".join(str(run.predictions.folder) for run, key in zip(runs, keys, strict=True) if key == twice)
         raise ConfigError(f"one run for each variant, training context and seed was wanted, found {folders}")
-    found = []
-    for variant, context, seed in keys:
+    places = [*ROWS, *dict.fromkeys(variant for variant, _, _ in keys if variant not in ROWS)]
+    measured = []
+    for (variant, context, number), run in sorted(
+        zip(keys, runs, strict=True), key=lambda one: (places.index(one[0][0]), one[0][1] or "", one[0][2] or 0)
+    ):
         others = [key for key in keys if key[0] == variant]
-        details = [f"trained on {column_title(str(context))}"] * (len({key[1] for key in others}) > 1)
-        details += [f"seed {seed}"] * (sum(key[1] == context for key in others) > 1)
-        found.append(", ".join([VARIANTS[variant].title if variant in VARIANTS else variant, *details]))
-    return found
+        training = VARIANTS[variant].title if variant in VARIANTS else variant
+        if len({key[1] for key in others}) > 1:
+            training += f", trained on {column_title(context)}" if context else ", not trained"
+        several = sum(key[1] == context for key in others) > 1
+        cells = {
+            (mode, kind, domain): cell(run.of(domain), mode, kind, seed)
+            for mode in MODES for kind in KIND_TITLES for domain in COLUMNS
+        }  # fmt: skip
+        name = training + (f", seed {number}" if several else "")
+        measured.append(Measured(training=training, name=name, run=run, cells=cells))
+    return measured
 
 
-def table3_sheet(runs: Sequence[ScoredRun], benchmark: Benchmark, *, paper: bool, seed: int) -> Sheet:
+def table3_sheet(measured: Sequence[Measured], benchmark: Benchmark, *, paper: bool) -> Sheet:
     """Arrange runs as Table 3: behaviour F1 in upstream counting, with the strict one and the paper's below.
 
     Args:
-        runs: Scored runs, at most one for a variant, training context and seed.
+        measured: From `measure`.
         benchmark: The data, for the number of samples there are.
         paper: Put the paper's numbers beside and its other rows above.
-        seed: Of the bootstrap.
     """
     printed = load_paper() if paper else {}
-    rows: list[tuple[str, ...]] = []
-    records: list[dict[str, Any]] = []
     blank = ("",) * 2
-    for title, values in printed.get("table3_others", {}).items():
-        rows.append((f"{title} (as printed)", *_percent(values), "", *blank))
-    names = titles(runs)
-    order = [*ROWS, *dict.fromkeys(run.predictions.variant for run in runs if run.predictions.variant not in ROWS)]
-    for variant in order:
-        chosen = [(name, run) for name, run in zip(names, runs, strict=True) if run.predictions.variant == variant]
+    rows: list[tuple[str, ...]] = [
+        (f"{title} (as printed)", *_percent(values), "", *blank)
+        for title, values in printed.get("table3_others", {}).items()
+    ]
+    means: list[dict[str, Any]] = []
+    for variant in dict.fromkeys([*ROWS, *(one.run.predictions.variant for one in measured)]):
+        chosen = [one for one in measured if one.run.predictions.variant == variant]
         if not chosen:
             rows.append((VARIANTS[variant].title, *("-" for _ in COLUMNS), "-", "-"))
-        for name, run in sorted(chosen, key=lambda pair: pair[0]):
-            cells = {mode: [cell(run.of(domain), mode, "action", seed) for domain in COLUMNS] for mode in MODES}
-            counts = (str(run.count("unparsed")), str(run.count("unscored") + run.count("missing")))
-            rows += [
-                (name, *(one.shown() for one in cells["upstream"]), *counts),
-                (f"{CONTINUED}95 % interval", *(one.interval() for one in cells["upstream"]), *blank),
-                (f"{CONTINUED}strict", *(_number(one.f1) for one in cells["strict"]), *blank),
-            ]
-            records += _records(name, run, seed)
+        for training, group in itertools.groupby(chosen, key=lambda one: one.training):
+            seeds = list(group)
+            rows += [row for one in seeds for row in _run_rows(one)]
+            if len(seeds) > 1:
+                mean_rows, records = _mean_rows(training, seeds)
+                rows += mean_rows
+                means += records
         if variant in printed.get("table3", {}):
             rows.append((f"{CONTINUED}paper", *_percent(printed["table3"][variant]), "", *blank))
     columns = ("Behaviour F1, %", *(domain.title for domain in DOMAINS.values()), "Overall", "unparsed", "unscored")
-    notes = _notes(runs, names, benchmark)
+    notes = _notes(measured, benchmark)
     if paper:
         notes.append(
             "Printed numbers: keywords by the benchmark's own prompt, of gpt-4-1106-preview in its notebook (the paper "
             "says GPT-4V). The extractor changes the numbers: the reference's words are extracted anew every time."
         )
         notes += printed["notes"]["table3"]
+    records = [record for one in measured for record in _records(one)]
     return Sheet(
         title="Table 3: behaviour F1 on image sequences of the Mementos benchmark's format",
         columns=columns, rows=tuple(rows), notes=tuple(notes), records=tuple(records),
         data={
-            "cells": records, "paper": {name: printed[name] for name in ("table3", "table3_others")} if paper else None,
-            "notes": notes, "runs": [_facts(name, run) for name, run in zip(names, runs, strict=True)],
+            "cells": records, "means": means,
+            "paper": {name: printed[name] for name in ("table3", "table3_others")} if paper else None,
+            "notes": notes, "runs": [_facts(one) for one in measured],
         },
     )  # fmt: skip
 
 
-def detail_sheet(runs: Sequence[ScoredRun], *, seed: int) -> Sheet:
+def _run_rows(one: Measured) -> list[tuple[str, ...]]:
+    cells = {mode: [one.cells[mode, "action", domain] for domain in COLUMNS] for mode in MODES}
+    counts = (str(one.run.count("unparsed")), str(one.run.count("unscored") + one.run.count("missing")))
+    return [
+        (one.name, *(found.shown() for found in cells["upstream"]), *counts),
+        (f"{CONTINUED}95 % interval", *(found.interval() for found in cells["upstream"]), "", ""),
+        (f"{CONTINUED}strict", *(_number(found.f1) for found in cells["strict"]), "", ""),
+    ]
+
+
+def _mean_rows(training: str, seeds: Sequence[Measured]) -> tuple[list[tuple[str, ...]], list[dict[str, Any]]]:
+    """Return mean and range over seeds as two rows, and as records; seeds describe the same samples: nothing pools."""
+    title = f"{training}, mean of {len(seeds)} seeds"
+    found = {
+        domain: mean_and_range(values)
+        for domain in COLUMNS
+        if (values := [f1 for one in seeds if (f1 := one.cells["upstream", "action", domain].f1) is not None])
+    }
+    rows = [
+        (title, *(f"{found[domain][0]:.2f}" if domain in found else "-" for domain in COLUMNS), "", ""),
+        (
+            f"{CONTINUED}lowest to highest",
+            *("{1:.2f} to {2:.2f}".format(*found[domain]) if domain in found else "" for domain in COLUMNS), "", "",
+        ),
+    ]  # fmt: skip
+    names = ("mean_f1", "lowest", "highest")
+    records = [
+        {"training": training, "seeds": len(seeds), "domain": domain}
+        | {name: round(value, 4) for name, value in zip(names, values, strict=True)}
+        for domain, values in found.items()
+    ]
+    return rows, records
+
+
+def detail_sheet(measured: Sequence[Measured]) -> Sheet:
     """Return recall, precision and F1 of objects and behaviours in both countings, one block a run."""
     rows: list[tuple[str, ...]] = []
-    records: list[dict[str, Any]] = []
-    for name, run in zip(titles(runs), runs, strict=True):
-        rows.append((name,))
+    for one in measured:
+        rows.append((one.name,))
         for kind, kind_title in KIND_TITLES.items():
             for domain in COLUMNS:
-                cells = [cell(run.of(domain), mode, kind, seed) for mode in MODES]
+                cells = [one.cells[mode, kind, domain] for mode in MODES]
                 if cells[0].n:
-                    numbers = [_number(value) for one in cells for value in (one.recall, one.precision, one.f1)]
+                    numbers = [_number(value) for found in cells for value in (found.recall, found.precision, found.f1)]
                     rows.append((f"{kind_title}, {_domain_title(domain)}", str(cells[0].n), *numbers))
-        records += _records(name, run, seed)
     columns = ("%", "n", *(f"{mode} {part}" for mode in MODES for part in ("recall", "precision", "F1")))
     notes = (
         "Means over samples, F1 too: it is not the harmonic mean of the recall and precision beside it. Overall is the "
         "mean over all samples, hence weighted by the samples of each domain.",
         "upstream counts as the benchmark's notebook does, strict counts right: docs/mementos.md says what differs.",
     )
+    records = [record for one in measured for record in _records(one)]
     return Sheet(
         title="Objects and behaviours of predicted descriptions", columns=columns, rows=tuple(rows), notes=notes,
         data={"cells": records, "notes": list(notes)}, records=tuple(records),
@@ -167,36 +229,40 @@ def _percent(values: dict[str, float]) -> tuple[str, ...]:
     return tuple(f"{values[domain]:.1f}" if domain in values else "" for domain in DOMAINS)
 
 
-def _records(name: str, run: ScoredRun, seed: int) -> list[dict[str, Any]]:
+def _records(one: Measured) -> list[dict[str, Any]]:
     """Return one flat record for each kind of words, domain and mode."""
-    facts = {"run": name, "variant": run.predictions.variant, "train_context": run.predictions.train_context}
+    run, predictions = one.run, one.run.predictions
+    facts = {"run": one.name, "variant": predictions.variant, "train_context": predictions.train_context}
     return [
         {
-            **facts, "seed": run.predictions.seed, "words": KIND_TITLES[kind], "domain": domain, "mode": mode,
-            **{key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()},
+            **facts, "seed": predictions.seed, "words": KIND_TITLES[kind], "domain": domain, "mode": mode,
+            **{
+                key: round(value, 4) if isinstance(value, float) else value
+                for key, value in dataclasses.asdict(one.cells[mode, kind, domain]).items()
+            },
             **{status: sum(sample.status == status for sample in run.of(domain)) for status in STATUSES},
         }
         for kind in KIND_TITLES
         for domain in COLUMNS
         for mode in MODES
-        for found in [dataclasses.asdict(cell(run.of(domain), mode, kind, seed))]
         if run.of(domain)
     ]  # fmt: skip
 
 
-def _facts(name: str, run: ScoredRun) -> dict[str, Any]:
+def _facts(one: Measured) -> dict[str, Any]:
     return {
-        "run": name,
-        "path": str(run.predictions.folder),
-        "showing": run.showing,
-        "extractors": list(run.extractors),
-        "samples": {status: run.count(status) for status in ("scored", *STATUSES)},
+        "run": one.name,
+        "path": str(one.run.predictions.folder),
+        "showing": one.run.showing,
+        "extractors": list(one.run.extractors),
+        "samples": {status: one.run.count(status) for status in ("scored", *STATUSES)},
     }
 
 
-def _notes(runs: Sequence[ScoredRun], names: Sequence[str], benchmark: Benchmark) -> list[str]:
+def _notes(measured: Sequence[Measured], benchmark: Benchmark) -> list[str]:
     """Say everything that a reader of the numbers has to know."""
-    named = list(zip(names, runs, strict=True))
+    named = [(one.name, one.run) for one in measured]
+    runs = [one.run for one in measured]
     used = sorted({extractor for run in runs for extractor in run.extractors}) or ["none"]
     there = ", ".join(f"{DOMAINS[name].title} {count}" for name, count in benchmark.counts().items())
     notes = [

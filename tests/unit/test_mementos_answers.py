@@ -38,6 +38,7 @@ def lists(answer):
         PLAIN.replace("[girl, kite]", "[girl,\n  kite]"),
         PLAIN.replace("[girl, kite]", "\n- girl\n- kite\n"),
         "{" + ", ".join(f'"{line.split(":")[0]}": {line.split(": ")[1]}' for line in PLAIN.splitlines()) + "}",
+        PLAIN.replace("[girl, kite]", "[[girl], [kite]]"),
         PLAIN + "\n" + PLAIN,
     ],
 )  # fmt: skip

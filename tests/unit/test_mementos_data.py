@@ -1,5 +1,6 @@
 """The benchmark's files: three CSVs, pictures of two kinds, synonym graphs; and files that are not the benchmark's."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import pytest
 from eval.mementos import graphs
 from eval.mementos.data import DOMAINS, load_benchmark
 from eval.mementos.graphs import load_graphs, read_graph_json, read_pickle
+from eval.mementos.predict import MementosConfig, usable_samples
 from eval.mementos.sequences import group_evenly, settle
 from llava.imagechain.config import ConfigError
 from llava.imagechain.variants import VARIANTS
@@ -135,6 +137,26 @@ def test_pictures_that_are_there_twice_are_not_guessed(tmp_path):
         sample.pictures(composite=False)
 
 
+def test_files_that_a_system_leaves_beside_pictures_are_no_frames(tmp_path):
+    write_csv(tmp_path)
+    touch(tmp_path, "cmc_1/1.png", "cmc_1/._1.png", "__MACOSX/cmc_1/._1.png")
+    assert [path.name for path in load_benchmark(tmp_path).samples[0].pictures(composite=False)] == ["1.png"]
+
+
+def test_a_composite_among_its_own_frames_is_no_frame(tmp_path):
+    write_csv(tmp_path)
+    touch(tmp_path, "cmc_1/cmc_1.png", "cmc_1/cmc_1_2.png", "cmc_1/cmc_1_1.png")
+    sample = load_benchmark(tmp_path).samples[0]
+    assert [path.name for path in sample.pictures(composite=False)] == ["cmc_1_1.png", "cmc_1_2.png"]
+    assert [path.name for path in sample.pictures(composite=True)] == ["cmc_1.png"]
+
+
+def test_a_raised_digit_in_a_name_is_no_number(tmp_path):
+    write_csv(tmp_path)
+    touch(tmp_path, "cmc_1/²2.png", "cmc_1/1.png")
+    assert [path.name for path in load_benchmark(tmp_path).samples[0].pictures(composite=False)] == ["1.png", "²2.png"]
+
+
 @pytest.mark.parametrize(("count", "most", "sizes"), [(9, 6, [1, 2, 1, 2, 1, 2]), (3, 6, [1] * 3), (8, 1, [8])])
 def test_frames_are_grouped_evenly_in_order(count, most, sizes):
     groups = group_evenly([Path(str(number)) for number in range(count)], most)
@@ -156,6 +178,17 @@ def test_each_variant_has_its_own_way_and_every_part_of_it_is_a_setting():
 
 def test_joined_answers_are_sentences():
     assert settle(VARIANTS["imagechain"]).text(["A man runs.", "He falls", "", "Why?"]) == "A man runs. He falls. Why?"
+
+
+def test_a_few_samples_are_not_measured_by_all_bad_rows(tmp_path):
+    write_csv(tmp_path, rows=[("cmc_1.png", "A."), ("cmc_2.png", ""), ("cmc_3.png", "B.")])
+    touch(tmp_path, "cmc_1.png", "cmc_3.png")
+    benchmark, showing = load_benchmark(tmp_path), settle(VARIANTS["imagechain"], frames="composite")
+    config = MementosConfig(checkpoint=tmp_path, variant="imagechain", data=tmp_path, output_dir=tmp_path, limit=1)
+    described, unusable = usable_samples(config, benchmark, showing)
+    assert [one.sample.sample_id for one in described] == ["cmc_1"] and not unusable
+    with pytest.raises(ConfigError, match="1 of 3"):
+        usable_samples(dataclasses.replace(config, limit=None), benchmark, showing)
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------
@@ -222,6 +255,7 @@ def pushed(module, name):
         (b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.", "BYTEARRAY8|expected"),
         (b"\x80\x02]r\xff\xff\xff\x7f.", "LONG_BINPUT"),
         (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.", "exhausted|frame|wanted"),
+        (b"\x80\x04\x95" + b"\xff" * 8 + b"}.", "FRAME|frame"),
         (b"", "exhausted|wanted"),
         (b"not a pickle", "wanted"),
         (b"\x80\x04}.", "item -> next item"),
@@ -243,6 +277,16 @@ def test_an_object_with_another_content_is_refused(tmp_path, content):
     (tmp_path / "g.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError):
         read_graph_json(tmp_path / "g.json")
+
+
+def test_a_small_pickle_that_names_one_list_very_often_is_refused(tmp_path):
+    path = tmp_path / "g.pkl"
+    path.write_bytes(as_main("ActionGraph", {str(number): {"": ["a"] * 500} for number in range(500)}))
+    words = ["a"] * 500
+    assert len(read_pickle(path, "action")) == 500
+    path.write_bytes(as_main("ActionGraph", {str(number): {"": words} for number in range(500)}))
+    with pytest.raises(ConfigError, match="at most one word for each byte"):
+        read_pickle(path, "action")
 
 
 def test_the_class_of_the_other_kind_of_words_is_refused(tmp_path):

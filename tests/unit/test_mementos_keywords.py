@@ -291,13 +291,42 @@ def test_table_3_has_the_papers_rows_with_n_and_the_papers_numbers_beside(tmp_pa
 
 def test_seeds_have_a_row_each_and_two_runs_of_one_row_are_refused(tmp_path, extract, capsys):
     write_data(tmp_path / "data")
-    runs = [write_run(tmp_path / str(seed), SAME, seed=seed) for seed in (0, 1)]
+    runs = [write_run(tmp_path / str(seed), SAME, seed=seed) for seed in (10, 2)]
     extract(*runs)
     table = scored(tmp_path, *runs)[1]
-    assert [run["run"] for run in table["runs"]] == ["ImageChain, seed 0", "ImageChain, seed 1"]
-    write_run(tmp_path / "1", SAME, seed=0)
+    assert [run["run"] for run in table["runs"]] == ["ImageChain, seed 2", "ImageChain, seed 10"]
+    write_run(tmp_path / "10", SAME, seed=2)
     assert scored(tmp_path, *runs)[0] == 2
     assert "one run for each variant" in capsys.readouterr().err
+
+
+def test_several_seeds_have_their_mean_and_range_below_them(tmp_path, extract):
+    write_data(tmp_path / "data")
+    better, other = SAME | {"cmc_2": "A dog runs.", "rw_1": "Two men fence."}, {"cmc_1": "A bear sits."}
+    runs = [write_run(tmp_path / str(seed), texts, seed=seed) for seed, texts in enumerate((SAME, better, other))]
+    runs.append(write_run(tmp_path / "elsewhere", SAME, train_context="c3"))
+    extract(*runs)
+    table = scored(tmp_path, *runs)[1]
+    assert {one["domain"]: (one["seeds"], one["mean_f1"], one["lowest"], one["highest"]) for one in table["means"]} == {
+        "comics": (3, 66.6667, 0.0, 100.0), "dailylife": (3, 75.0, 50.0, 100.0), "overall": (3, 58.3333, 0.0, 100.0),
+    }  # fmt: skip
+    text = (tmp_path / "out" / "table3.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    place = next(number for number, row in enumerate(rows) if "mean of 3 seeds" in row[0])
+    assert rows[place][:5] == ["ImageChain, trained on C2-7, mean of 3 seeds", "66.67", "75.00", "-", "58.33"]
+    assert rows[place + 1][:3] == ["– lowest to highest", "0.00 to 100.00", "50.00 to 100.00"]
+    assert rows[place - 3][0] == "ImageChain, trained on C2-7, seed 2"
+
+
+def test_a_row_whose_training_is_no_text_is_left_out(tmp_path, extract):
+    write_data(tmp_path / "data")
+    run = write_run(tmp_path / "run", SAME)
+    path = run / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"train_context": "c2_7"', '"train_context": ["c2_7"]', 1))
+    extract(run)
+    table = scored(tmp_path, run)[1]
+    assert cells(table)["overall"]["n"] == 3
+    assert "Rows of predictions.jsonl that cannot be used: ImageChain 1." in table["notes"]
 
 
 def test_missing_graphs_are_all_named(tmp_path, extract, capsys):
