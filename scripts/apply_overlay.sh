@@ -30,7 +30,7 @@ ce3d69fbcd69fcb0d056d419a1b6760237a209f1fc09584174bb10e54b9ff3af  llava/model/ll
 8a8f8374d49ac8780f24075be56ebddc326e944cfb719a142627ef81c915cc1f  llava/model/language_model/llava_llama.py
 29a796981630025ffa9adf9f009108810f3582095d453c3f9113c2f38a80fa41  llava/train/train.py"
 
-usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
 say() { printf 'overlay: %s\n' "$*"; }
 refuse() { printf 'overlay: %s\n' "$@" >&2; exit 2; }
 
@@ -52,6 +52,7 @@ done
 : "${checkout:=${LLAVA_NEXT_DIR:-}}"
 [[ -n "$checkout" ]] || refuse "which checkout? Give its folder, or set LLAVA_NEXT_DIR."
 [[ -d "$checkout" ]] || refuse "$checkout is not a folder."
+unset CDPATH # `cd` would look for relative folders there
 checkout=$(cd "$checkout" && pwd -P)
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 [[ "$checkout" != "$source_dir" ]] || refuse "$checkout is ImageChain itself; a LLaVA-NeXT checkout was wanted."
@@ -69,6 +70,9 @@ left_out=(! -path 'llava/imagechain/.*' ! -path '*/__pycache__/*' ! -name '*.ima
 ours=$(cd "$source_dir" && { awk '{ print $2 }' <<<"$replaced_files"; find llava/imagechain -type f "${left_out[@]}" | LC_ALL=C sort; } |
   while read -r file; do echo "$(hash_of "$file")  $file"; done)
 written=$(cat "$state_dir/.written" 2>/dev/null || true)
+
+# read_lines NAME: the lines of the input as an array; bash 3.2, macOS's, has no command for it.
+read_lines() { IFS=$'\n' read -r -d '' -a "$1" || true; }
 
 # in_git FILE: print the committed content; fails without git.
 in_git() { [[ -e "$checkout/.git" ]] && git -C "$checkout" show "HEAD:$1" 2>/dev/null; }
@@ -145,12 +149,12 @@ back_up() {
 
 apply() {
   local file edited differing hash
-  mapfile -t differing < <(differing_files)
+  read_lines differing < <(differing_files)
   if ((${#differing[@]} == 0)); then
     say "already applied and up to date: $checkout" && return
   fi
   refuse_unknown_commit
-  mapfile -t edited < <(edited_files)
+  read_lines edited < <(edited_files)
   if ((${#edited[@]} && !force)); then
     refuse "these files hold changes that are neither LLaVA-NeXT's at ${commit:0:7} nor the overlay's:" "${edited[@]/#/  }" \
       "Put them back (git checkout -- FILE), or use --force: they are then kept in llava/imagechain.edited-N/."
@@ -185,7 +189,7 @@ revert() {
       "In a git checkout: git checkout -- llava && rm -r llava/imagechain"
     say "not applied: $checkout" && return
   fi
-  mapfile -t edited < <(edited_files)
+  read_lines edited < <(edited_files)
   if ((${#edited[@]} && !force)); then
     refuse "these files were edited since the overlay was applied:" "${edited[@]/#/  }" \
       "Save your changes and use --force: the files are then kept in llava/imagechain.edited-N/."
@@ -207,15 +211,15 @@ revert() {
 check() {
   local edited differing
   if [[ -z "$written" ]]; then
-    mapfile -t differing < <(differing_files)
+    read_lines differing < <(differing_files)
     ((${#differing[@]})) || { say "applied by hand, whole and up to date: $checkout" && return; }
     say "not applied: $checkout" && return 1
   fi
-  mapfile -t edited < <(edited_files)
+  read_lines edited < <(edited_files)
   if ((${#edited[@]})); then
     say "applied, but edited since:" && printf '  %s\n' "${edited[@]}" && return 3
   fi
-  mapfile -t differing < <(differing_files)
+  read_lines differing < <(differing_files)
   if ((${#differing[@]})); then
     say "applied, but not whole or not this version; apply again:" && printf '  %s\n' "${differing[@]}" && return 1
   fi

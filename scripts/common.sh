@@ -5,7 +5,8 @@
 #   PYTHON          python to use   [.venv/bin/python of this repository, else python3]
 #   LLAVA_NEXT_DIR  a LLaVA-NeXT checkout with this overlay in it, to be used instead of this repository's llava
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+unset CDPATH # `cd` would look for relative folders there, and print what it finds
+root="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 : "${LLAVA_NEXT_DIR:=}"
 if [[ -z "${PYTHON:-}" ]]; then
   PYTHON=python3

@@ -19,4 +19,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse 2 2 "$@"
 command=("$PYTHON" -m llava.imagechain.export_hf --checkpoint "${words[0]}" --output-dir "${words[1]}")
 [[ -n "${BASE:-}" ]] && command+=(--base "$BASE")
-run "${command[@]}" "${flags[@]}"
+run "${command[@]}" ${flags[@]+"${flags[@]}"}

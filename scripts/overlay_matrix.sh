@@ -17,10 +17,12 @@
 set -euo pipefail
 
 if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
-  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
   exit 0
 fi
 
+[[ "${LLAVA_NEXT_DIR:-/}" == /* ]] || LLAVA_NEXT_DIR=$PWD/$LLAVA_NEXT_DIR
+unset CDPATH # `cd` would look for relative folders there
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 : "${VENVS:=$root}" "${PYTHON:=python3}" "${LLAVA_NEXT_DIR:=}"
@@ -35,10 +37,12 @@ done
 
 # Versions that go together: newer peft does not make LoRA layers on transformers 4.45 with a new torch.
 common=(datasets==4.0.0 einops hypothesis numpy pillow protobuf pytest pyyaml requests safetensors scipy sentencepiece shortuuid)
-declare -A packages=(
-  [4.45.2]="transformers==4.45.2 peft==0.13.2 accelerate==0.34.2"
-  [4.57.6]="transformers==4.57.6 peft==0.21.2 accelerate==1.15.0"
-)
+packages_of() { # VERSION
+  case $1 in
+    4.45.2) echo transformers==4.45.2 peft==0.13.2 accelerate==0.34.2 ;;
+    4.57.6) echo transformers==4.57.6 peft==0.21.2 accelerate==1.15.0 ;;
+  esac
+}
 
 python_of() { # VERSION
   if [[ $1 == 5 ]]; then echo "$root/.venv/bin/python"; else echo "$VENVS/.venv-overlay-$1/bin/python"; fi
@@ -51,8 +55,8 @@ make_environment() { # VERSION
     [[ -x "$python" ]] || bash scripts/setup.sh train eval judge dev
     return
   fi
-  # shellcheck disable=SC2206
-  local wanted=(${packages[$1]} "${common[@]}")
+  local wanted
+  read -r -a wanted <<<"$(packages_of "$1") ${common[*]}"
   stamp="$VENVS/.venv-overlay-$1/.made-$(printf '%s\n' "${wanted[@]}" | cksum | cut -d' ' -f1)"
   [[ -e "$stamp" ]] && return
   echo "matrix: making $VENVS/.venv-overlay-$1"
@@ -67,12 +71,12 @@ alone=(tests/unit/test_model_*.py tests/unit/test_wrong_checkpoints.py
   tests/pipeline/test_train.py)
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-declare -A results
+results=()
 failed=0
 for row in "${rows[@]}"; do
   version=${row%-*} place=${row#*-}
   if [[ $place == checkout && -z "$LLAVA_NEXT_DIR" ]]; then
-    results[$row]="left out: LLAVA_NEXT_DIR is not set"
+    results+=("left out: LLAVA_NEXT_DIR is not set")
     continue
   fi
   tests=("${alone[@]}")
@@ -92,10 +96,10 @@ for row in "${rows[@]}"; do
   echo "matrix: $row: $("${command[0]}" -c 'import torch, transformers; print("transformers", transformers.__version__, "torch", torch.__version__)')"
   log=$(mktemp)
   "${command[@]}" 2>&1 | tee "$log" || failed=1
-  results[$row]=$(tail -n 1 "$log")
+  results+=("$(tail -n 1 "$log")")
   rm -f "$log"
 done
 ((dry_run)) && exit 0
 echo
-for row in "${rows[@]}"; do printf '%-16s %s\n' "$row" "${results[$row]}"; done
+for number in "${!rows[@]}"; do printf '%-16s %s\n' "${rows[number]}" "${results[number]}"; done
 exit "$failed"

@@ -19,15 +19,19 @@ fast=0
 output=""
 while (($#)); do
   case "$1" in
-    -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; exit 0 ;;
     --fast) fast=1; shift ;;
     --output) [[ -n "${2:-}" ]] || { echo "quickstart: --output needs a folder" >&2; exit 2; }; output=$2; shift 2 ;;
     *) echo "quickstart: unknown option $1 (see --help)" >&2; exit 2 ;;
   esac
 done
 
-[[ -z "$output" ]] || output=$(realpath -m -- "$output")
-[[ -z "${LLAVA_NEXT_DIR:-}" ]] || LLAVA_NEXT_DIR=$(realpath -m -- "$LLAVA_NEXT_DIR")
+unset CDPATH # `cd` would look for relative folders there
+if [[ -n "$output" ]]; then
+  mkdir -p -- "$output"
+  output=$(cd -- "$output" && pwd -P)
+fi
+[[ "${LLAVA_NEXT_DIR:-/}" == /* ]] || LLAVA_NEXT_DIR=$PWD/$LLAVA_NEXT_DIR
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 if ((fast)); then
@@ -56,11 +60,12 @@ stage() {
 }
 
 stage "Set up" bash scripts/setup.sh train eval judge
-export PYTHON="$root/.venv/bin/python"
+VENV=$(cd "${VENV:-.venv}" && pwd)
+export PYTHON="$VENV/bin/python"
 # shellcheck source=scripts/common.sh
 source scripts/common.sh
 use_llava
-export PATH="$root/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=Agg
+export PATH="$VENV/bin:$PATH" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 stage "Render the story world" \
   python -m stories.world.make --output-dir "$output/world" --num-videos "$videos" --seed "$SEED"

@@ -17,10 +17,11 @@
 set -euo pipefail
 
 if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
-  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
   exit 0
 fi
 
+unset CDPATH # `cd` would look for relative folders there
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${VENV:=.venv}"
 extras=("$@")
@@ -28,7 +29,7 @@ extras=("$@")
 
 for extra in "${extras[@]}"; do
   if ! grep -qE "^$extra = \[" pyproject.toml; then
-    echo "setup: unknown extra $extra; known: $(sed -n '/optional-dependencies/,/^\[tool/s/^\([a-z]*\) = \[.*/\1/p' pyproject.toml | paste -sd' ')" >&2
+    echo "setup: unknown extra $extra; known: $(sed -n '/optional-dependencies/,/^\[tool/s/^\([a-z]*\) = \[.*/\1/p' pyproject.toml | paste -sd' ' -)" >&2
     exit 2
   fi
 done
@@ -46,6 +47,8 @@ if [[ ! -x "$VENV/bin/python" ]]; then
   fi
   echo "setup: making $VENV with $("$python" --version)"
   "$python" -m venv "$VENV"
+elif [[ ! -x "$VENV/bin/pip" ]]; then # it was being made when the script was interrupted
+  "$VENV/bin/python" -m ensurepip --default-pip
 fi
 
 joined=$(printf '%s\n' "${extras[@]}" | sort -u | paste -sd, -)

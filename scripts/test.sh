@@ -13,19 +13,20 @@
 set -euo pipefail
 
 if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
-  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
   exit 0
 fi
 
+unset CDPATH # `cd` would look for relative folders there
 if [[ -n "${LLAVA_NEXT_DIR:-}" ]]; then
-  LLAVA_NEXT_DIR=$(realpath -e -- "$LLAVA_NEXT_DIR")
+  LLAVA_NEXT_DIR=$(cd -- "$LLAVA_NEXT_DIR" && pwd -P)
   export LLAVA_NEXT_DIR
   echo "test: tests/overlay runs on copies of $LLAVA_NEXT_DIR"
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh train eval judge deepspeed quantization tensorboard decord torchcodec bench dev
-: "${VENV:=.venv}"
-export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=Agg
+VENV=$(cd "${VENV:-.venv}" && pwd)
+export PATH="$VENV/bin:$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 processors=$(getconf _NPROCESSORS_ONLN)
 : "${JOBS:=$((processors > 4 ? 4 : processors))}"
 
@@ -33,13 +34,12 @@ if (($#)); then
   exec python -m pytest "$@"
 fi
 
-mapfile -t shell_files < <(find scripts .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -name run \))
 echo "== ruff"
 ruff check .
 ruff format --check --quiet .
 echo "== mypy"
 mypy
 echo "== shellcheck"
-shellcheck "${shell_files[@]}"
+find scripts .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -name run \) -exec shellcheck {} +
 echo "== pytest"
 python -m pytest --numprocesses "$JOBS" --dist loadfile --durations 15

@@ -26,4 +26,4 @@ case "${words[0]}" in
   judges) arguments=(--output-dir "${words[1]}" --judgments "${words[@]:2}") ;;
   *) echo "agreement.sh: export, import or judges was wanted, found ${words[0]}" >&2; exit 2 ;;
 esac
-run "$PYTHON" -m eval.agreement "${words[0]}" "${arguments[@]}" "${flags[@]}"
+run "$PYTHON" -m eval.agreement "${words[0]}" "${arguments[@]}" ${flags[@]+"${flags[@]}"}

@@ -13,4 +13,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 parse 2 2 "$@"
-run "$PYTHON" -m eval.tables --compare "${words[@]}" "${flags[@]}"
+run "$PYTHON" -m eval.tables --compare "${words[@]}" ${flags[@]+"${flags[@]}"}

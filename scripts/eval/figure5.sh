@@ -14,4 +14,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 parse 2 999 "$@"
-run "$PYTHON" -m eval.tables.figure5 --output-dir "${words[0]}" --runs "${words[@]:1}" "${flags[@]}"
+run "$PYTHON" -m eval.tables.figure5 --output-dir "${words[0]}" --runs "${words[@]:1}" ${flags[@]+"${flags[@]}"}

@@ -21,4 +21,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 : "${JUDGE:=simrate}" "${SPLIT:=validation}"
 parse 2 2 "$@"
 run "$PYTHON" -m eval.judge_bias --judge "$JUDGE" --split "$SPLIT" --stories "${words[0]}" --output-dir "${words[1]}" \
-  "${flags[@]}"
+  ${flags[@]+"${flags[@]}"}

@@ -37,7 +37,7 @@ paper=()
 # `run` takes the place of the shell that it is called in, hence the parentheses.
 for number in "${!variants[@]}"; do
   (run "$PYTHON" -m eval.mementos.predict --checkpoint "${checkpoints[number]}" --variant "${variants[number]}" \
-    --data "$data" --output-dir "${folders[number]}" "${flags[@]}")
+    --data "$data" --output-dir "${folders[number]}" ${flags[@]+"${flags[@]}"})
 done
 (run "$PYTHON" -m eval.mementos.keywords --extractor "$EXTRACTOR" --predictions "${folders[@]/%//predictions.jsonl}")
-run "$PYTHON" -m eval.mementos.score --runs "${folders[@]}" --data "$data" --output-dir "$output" "${paper[@]}"
+run "$PYTHON" -m eval.mementos.score --runs "${folders[@]}" --data "$data" --output-dir "$output" ${paper[@]+"${paper[@]}"}

@@ -30,7 +30,7 @@ parse 4 4 "$@"
 [[ "$NUM_GPUS" =~ ^[1-9][0-9]*$ ]] || { echo "predict.sh: NUM_GPUS: 1 or more was wanted, found $NUM_GPUS" >&2; exit 2; }
 command=("$PYTHON" -m eval.predict --checkpoint "${words[0]}" --variant "${words[1]}" --stories "${words[2]}"
   --output-dir "${words[3]}" --context "$CONTEXT" --split "$SPLIT" --control "$CONTROL" --batch-size "$BATCH_SIZE"
-  --backend "$BACKEND" "${flags[@]}")
+  --backend "$BACKEND" ${flags[@]+"${flags[@]}"})
 if ((NUM_GPUS == 1)) || ((dry_run)); then
   ((NUM_GPUS == 1)) || command+=(--num-shards "$NUM_GPUS" --shard 0)
   run "${command[@]}"
@@ -40,7 +40,7 @@ fi
 shards="${words[3]}/shards"
 mkdir -p "$shards"
 parts=()
-trap 'trap - INT TERM; kill "${parts[@]}" 2>/dev/null; wait; exit 130' INT TERM
+trap 'trap - INT TERM; kill ${parts[@]+"${parts[@]}"} 2>/dev/null || true; wait; exit 130' INT TERM
 for ((part = 0; part < NUM_GPUS; part++)); do
   export RANK=$part LOCAL_RANK=$part WORLD_SIZE=$NUM_GPUS
   if ((part == 0)); then

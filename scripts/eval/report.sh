@@ -14,4 +14,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 parse 3 999 "$@"
-run "$PYTHON" -m eval.report --stories "${words[0]}" --output "${words[1]}" --runs "${words[@]:2}" "${flags[@]}"
+run "$PYTHON" -m eval.report --stories "${words[0]}" --output "${words[1]}" --runs "${words[@]:2}" ${flags[@]+"${flags[@]}"}

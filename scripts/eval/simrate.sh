@@ -18,4 +18,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 : "${JUDGE:=simrate}"
 parse 1 999 "$@"
-run "$PYTHON" -m eval.simrate --judge "$JUDGE" --predictions "${words[@]/%//predictions.jsonl}" "${flags[@]}"
+run "$PYTHON" -m eval.simrate --judge "$JUDGE" --predictions "${words[@]/%//predictions.jsonl}" ${flags[@]+"${flags[@]}"}

@@ -18,4 +18,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 : "${TABLE:=1}"
 parse 2 999 "$@"
-run "$PYTHON" -m eval.tables --table "$TABLE" --output-dir "${words[0]}" --runs "${words[@]:1}" "${flags[@]}"
+run "$PYTHON" -m eval.tables --table "$TABLE" --output-dir "${words[0]}" --runs "${words[@]:1}" ${flags[@]+"${flags[@]}"}

@@ -65,11 +65,11 @@ read -r -a more_configs <<<"$CONFIG"
 command=(
     "${launch[@]}" -m llava.train.train
     --config "$root/configs/train/base.yaml" "$root/configs/train/$VARIANT.yaml" "$root/configs/train/$CONTEXT.yaml"
-    "${more_configs[@]}"
+    ${more_configs[@]+"${more_configs[@]}"}
     --model_name_or_path "$MODEL" --stories "$STORIES" --output_dir "$OUTPUT_DIR"
 )
 [[ -n "$FEATURE_CACHE" ]] && command+=(--feature_cache "$FEATURE_CACHE")
 if ((NUM_GPUS * NNODES > 1)) && [[ "$DEEPSPEED" != none ]]; then
     command+=(--deepspeed "$DEEPSPEED")
 fi
-run "${command[@]}" "${flags[@]}"
+run "${command[@]}" ${flags[@]+"${flags[@]}"}

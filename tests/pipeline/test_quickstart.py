@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def quickstart(output):
     command = ["bash", str(ROOT / "scripts/quickstart.sh"), "--fast", "--output", str(output)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(output.parent / "cache")}
-    return subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")

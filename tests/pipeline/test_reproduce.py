@@ -193,7 +193,7 @@ def test_the_story_world_from_nothing(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable, "GRID": files, "OUTPUT": str(tmp_path / "it's out")}
     result = subprocess.run(
         ["bash", str(ROOT / "scripts/reproduce/all.sh"), "--world"], env=environment, cwd=tmp_path,
-        capture_output=True, text=True, timeout=900, check=False,
+        capture_output=True, text=True, timeout=3600, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     output = tmp_path / "it's out"

@@ -37,22 +37,23 @@ def test_nodes_and_gpus_come_from_slurm(tmp_path):
 
 
 def test_a_job_near_its_time_limit_stops_the_run_and_is_queued_again(tmp_path):
-    wait = f'touch {tmp_path}/started; while [[ ! -f "$OUTPUT_DIR/stop" ]]; do sleep 0.1; done; sleep 0.3; exit 1'
+    wait = f'touch "{tmp_path}/started"; while [[ ! -f "$OUTPUT_DIR/stop" ]]; do sleep 0.1; done; sleep 0.3; exit 1'
     path = stand_in(tmp_path, "srun", wait)
-    stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
+    stand_in(tmp_path, "scontrol", f'echo "$@" >> "{tmp_path}/asked"')
     given = environment(tmp_path, PATH=path, SLURM_JOB_ID="7")
     process = subprocess.Popen(SCRIPT, env=given, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    while not (tmp_path / "started").exists():
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode == 1
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
 
 
 def test_a_job_that_fails_by_itself_is_not_queued_again(tmp_path):
     path = stand_in(tmp_path, "srun", "exit 2")
-    stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
+    stand_in(tmp_path, "scontrol", f'echo "$@" >> "{tmp_path}/asked"')
     done = subprocess.run(SCRIPT, env=environment(tmp_path, PATH=path, SLURM_JOB_ID="7"), cwd=ROOT, check=False)
     assert done.returncode == 2
     assert not (tmp_path / "asked").exists()
