@@ -68,7 +68,9 @@ def browser():
     if path is None:
         pytest.skip("no Chromium on this system (Debian: apt-get install chromium)")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        chromium = started.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"], timeout=300_000
+        )
         yield chromium
         chromium.close()
 
@@ -77,6 +79,7 @@ def browser():
 def page(browser, page_path):
     """Open the report without a network, noting all requests and complaints."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    context.set_default_timeout(300_000)
     opened = context.new_page()
     opened.requested, opened.complaints = [], []
     opened.on("request", lambda request: opened.requested.append(request.url))
@@ -153,6 +156,12 @@ def test_two_variants_are_compared_where_they_differ(page, difference, stories):
 def test_the_matrix_of_pairs_reads_row_against_column(page):
     row = page.locator("table.pairs tbody tr", has_text="ImageChain").last
     assert row.locator("td").first.inner_text().split() == ["+33.3", "1", ":", "0", "p", "1.00"]
+
+
+def test_a_cell_of_the_matrix_leads_to_the_stories_where_the_two_differ(page):
+    page.click("a[data-first='imagechain'][data-second='mllm']")
+    assert (page.input_value("#variant"), page.input_value("#against")) == ("imagechain", "mllm")
+    assert shown(page) == list("a") and page.locator("p.pair:visible").count() == 1
 
 
 def test_nothing_is_loaded_from_anywhere(page, page_path):

@@ -18,7 +18,7 @@ def run_script(name, *arguments, cwd, **settings):
     """Run scripts/eval/NAME.sh from another folder and return the finished process."""
     command = ["bash", str(ROOT / "scripts" / "eval" / f"{name}.sh"), *arguments]
     return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **settings}, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=cwd, env={**os.environ, **settings}, capture_output=True, text=True, timeout=900, check=False
     )
 
 

@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "
 def run(*words, status=0, **settings):
     result = subprocess.run(
         [str(word) for word in words], cwd=ROOT, env={**ENVIRONMENT, **settings}, capture_output=True, text=True,
-        timeout=600,
+        timeout=1800,
     )  # fmt: skip
     assert result.returncode == status, result.stderr[-3000:]
     return result

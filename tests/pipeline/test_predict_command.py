@@ -17,7 +17,7 @@ ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "
 def run(*words, **settings):
     command = [str(word) for word in words]
     return subprocess.run(
-        command, cwd=ROOT, env={**ENVIRONMENT, **settings}, capture_output=True, text=True, timeout=600
+        command, cwd=ROOT, env={**ENVIRONMENT, **settings}, capture_output=True, text=True, timeout=1800
     )
 
 
@@ -61,7 +61,7 @@ def test_an_interrupted_run_ends_with_the_same_predictions(world, tmp_path):
     while not (path.is_file() and path.read_bytes().count(b"\n") >= 2) and time.time() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 130, error[-2000:]
     assert "run the same command again" in error
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "interrupted"

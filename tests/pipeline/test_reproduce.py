@@ -73,7 +73,7 @@ def finished(grid_file, tmp_path_factory):
     assert second == 2  # refused: the folder is in use
     # The prediction at work ends with its parent, and gives the folder free.
     wait_for(lambda: is_free(output))
-    return output, subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    return output, subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
 
 
 def wait_for(happened, seconds=300):

@@ -25,7 +25,7 @@ ENVIRONMENT = {**os.environ, "PYTHON": sys.executable}
 
 def build(*arguments: object) -> "subprocess.CompletedProcess[str]":
     command = ["bash", str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=1800, check=False)
 
 
 def built(*arguments: object) -> None:
@@ -173,12 +173,12 @@ def test_an_interrupted_build_resumes_to_the_same_bytes(
     arguments = ["--annotations", annotations, "--videos", videos, "--output", output, "--num-workers", 1]
     command = ["bash", str(SCRIPT), *map(str, arguments)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(output.rglob("[!.]*.frames"))) < 5:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == status
     if status == 130:
         assert "run the same command to resume" in errors and "Traceback" not in errors

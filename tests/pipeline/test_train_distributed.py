@@ -41,7 +41,7 @@ def train(base, data, output, *more, processes=2):
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, *(LAUNCHER if processes == 2 else []), *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900,
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return output
