@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge import Judge, asking, load_judge
-from eval.judge.asking import ask_pending, pending_rows, requests_of
+from eval.judge.asking import ask_pending, pending_rows, requests_of, why_unanswered
 from eval.judge.cache import AnswerCache, cache_path
 from eval.judge.client import ServerError, check_server, check_url
 from eval.judge.cost import Cost, Spending, check_cost, estimate
@@ -42,7 +42,7 @@ class SimRateConfig:
     environment (scripts/eval/serve_judge.sh sets them), then from the judge's settings.yaml."""
 
     predictions: list[Path] = option(help="predictions.jsonl files made by eval.predict")
-    judge: str = option("simrate", help="world, simrate, mock, or your own judge folder (its parser.py is RUN)")
+    judge: str = option("simrate", help="world, simrate, mock, or your own judge folder (its parser.py is run)")
     base_url: str | None = option(None, help="OpenAI-compatible server of the judge, for example http://HOST:8000/v1")
     model: str | None = option(None, help="model name on the server")
     revision: str | None = option(None, help="version of that model; answers of another revision are not used")
@@ -224,7 +224,7 @@ def _finish(judge: Judge, sheets: Sequence[Sheet], runs: Sequence[Run], stopped:
         run.record(summary=counts, stopped=stopped if counts["unscored"] else None)
         _print_summary(sheet, counts)
     if unscored:
-        reason = f" after {stopped}" if stopped else ""
+        reason = why_unanswered(sheets, stopped)
         logger.error("%d rows are unscored%s; run the same command again to ask for them only", unscored, reason)
     return 1 if unscored else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import sys
@@ -51,6 +52,14 @@ def pending_rows(judge: Judge, sheets: Sequence[Sheet]) -> dict[str, Any]:
 def requests_of(judge: Judge, pending: Mapping[str, Any]) -> list[Request]:
     """Return the requests of pending rows."""
     return [Request(key=key, body=judge.request(row.reference, row.prediction)) for key, row in pending.items()]
+
+
+def why_unanswered(sheets: Sequence[Sheet], stopped: str | None) -> str:
+    """Return why rows have no answer, for the end of a sentence: why asking stopped, or the most frequent error."""
+    if stopped:
+        return f" after {stopped}"
+    errors = collections.Counter(error for sheet in sheets for error in sheet.errors.values())
+    return f" (most often: {errors.most_common(1)[0][0]})" if errors else ""
 
 
 def ask_pending(

@@ -148,7 +148,7 @@ async def _ask_all(
                 reply = dataclasses.replace(reply, answer=cache.put(request.key, reply.answer, settings.model))
             reason = on_reply(reply)
             if reply.hopeless:
-                reason = f"a call was refused: {reply.error}"
+                reason = f"a call was refused: {reply.error}; {_to_check(settings)}"
             elif failures >= FAILURES_IN_A_ROW:
                 reason = f"{failures} calls failed in a row, the last with {reply.error}"
             stopped = stopped or reason
@@ -160,6 +160,11 @@ async def _ask_all(
 
 def _secret(settings: JudgeSettings) -> str:
     return os.environ.get(settings.api_key_env, "")
+
+
+def _to_check(settings: JudgeSettings) -> str:
+    """Say which settings can be behind a refusal."""
+    return f"check --base-url (mostly it ends in /v1), --model and the key in {settings.api_key_env}"
 
 
 def _client(settings: JudgeSettings, *, timeout_s: float, max_retries: int) -> AsyncOpenAI:
@@ -236,7 +241,8 @@ async def _check_server(settings: JudgeSettings, probe: Request) -> dict[str, st
                 reply = await _ask(client, settings, probe, secret=secret)
                 if reply.error is None:
                     return {}
-                raise ServerError(f"{where} answers {reply.error}; wait until it is healthy") from None
+                what_to_do = _to_check(settings) if reply.hopeless else "wait until it is healthy"
+                raise ServerError(f"{where} answers {reply.error}; {what_to_do}") from None
         cards = {card["id"]: card for card in json.loads(response.text)["data"]}
     except APIStatusError:
         raise ServerError(
@@ -244,9 +250,11 @@ async def _check_server(settings: JudgeSettings, probe: Request) -> dict[str, st
             f"{'set' if secret else 'not set'})"
         ) from None
     except OpenAIError as error:
+        said = _describe(error, secret)
+        plain = "; a server without TLS has an address with http://" if "SSL" in said else ""
         raise ServerError(
-            f"{where} does not answer ({_describe(error, secret)}): start it (scripts/eval/serve_judge.sh "
-            "starts one with vLLM) or pass --base-url"
+            f"{where} does not answer ({said}): start it (scripts/eval/serve_judge.sh "
+            f"starts one with vLLM) or pass --base-url{plain}"
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ServerError(f"{where} answers, but not as an OpenAI-compatible server; check --base-url") from None

@@ -106,7 +106,8 @@ def _checked(graph: Any, path: Path) -> Graph:
     room = path.stat().st_size
     for item, following in entries:
         if not isinstance(item, str) or not isinstance(following, dict):
-            raise ConfigError(f"{path}: a dictionary item -> next item -> words was wanted, found {type(graph)}")
+            found = f"{item!r:.80}: {following!r:.80}" if isinstance(graph, dict) else type(graph).__name__
+            raise ConfigError(f"{path}: a dictionary item -> next item -> words was wanted, found {found}")
         for then, words in following.items():
             if not isinstance(then, str) or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
                 raise ConfigError(f"{path}: a list of words was wanted under {item!r}, {then!r}")

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from eval.judge import asking
-from eval.judge.asking import ask_pending, pending_rows, requests_of
+from eval.judge.asking import ask_pending, pending_rows, requests_of, why_unanswered
 from eval.judge.base import Judge, JudgeSettings, Verdict
 from eval.judge.cache import AnswerCache, cache_path
 from eval.judge.client import ServerError, check_server
@@ -31,7 +31,7 @@ from eval.mementos import world_words
 from eval.mementos.answers import parse
 from eval.mementos.rows import KEYWORDS, Predictions, Row, read_all, read_answers
 from llava.imagechain.command import run_command
-from llava.imagechain.config import build_config, option, to_json
+from llava.imagechain.config import ConfigError, build_config, option, to_json
 from llava.imagechain.files import sha256_json, write_jsonl
 from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import run_manifest
@@ -122,7 +122,13 @@ def known_answers(config: KeywordsConfig, extractor: Judge, sheets: Sequence[She
     for sheet in sheets:
         wanted = {extractor.key(row.reference, row.prediction): row for row in sheet.predictions.rows}
         if config.extractor == "grammar":
-            sheet.answers |= {key: world_words.answer(row.reference, row.prediction) for key, row in wanted.items()}
+            for key, row in wanted.items():
+                if not any(world_words.extract(row.reference)):
+                    raise ConfigError(
+                        f"{sheet.predictions.path}, sample {row.sample_id}: a description in the story world's language"
+                        f" was wanted, found {row.reference[:80]!r}; --extractor openai is for other data"
+                    )
+                sheet.answers[key] = world_words.answer(row.reference, row.prediction)
             continue
         if config.resume and not config.overwrite:
             for old in read_answers(sheet.predictions).values():
@@ -184,7 +190,7 @@ def extract(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], c
             run.record(summary=counts, stopped=stopped, calls=spending.facts())
             print(f"{sheet.predictions.folder}: {_listed(counts)} -> {sheet.target}")
     if unscored:
-        reason = f" after {stopped}" if stopped else ""
+        reason = why_unanswered(sheets, stopped)
         logger.error("%d rows have no answer%s; run the same command again to ask for them only", unscored, reason)
     return 1 if unscored else 0
 

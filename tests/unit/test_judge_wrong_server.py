@@ -148,18 +148,22 @@ def test_a_refused_key_or_model_stops_the_run_at_once(tmp_path, server, judge_ru
     assert judge_run("--concurrency", "2")[0] == 1
     assert len(server.asked) <= 3
     assert f"20 rows are unscored after a call was refused: {error}" in caplog.text
-    assert "does not exist" in caplog.text
+    assert (
+        "does not exist" in caplog.text
+        and "check --base-url (mostly it ends in /v1), --model and the key in " in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
     "body", [b'{"choices": [{"message": {"content": "Yes"', b"[" * 100_000, b"\xff\xfe", b"", b"null", b'"Yes"']
 )
-def test_malformed_json_is_no_answer(tmp_path, server, judge_run, body):
+def test_malformed_json_is_no_answer_and_the_last_line_says_so(tmp_path, server, judge_run, body, caplog):
     predictions(tmp_path / "run", ["same", "bad"])
     server.behave = lambda handler, text, number: "\nbad\n" in text and (handler.send(200, body) or True)
     status, rows = judge_run()
     assert (status, [row["verdict"] for row in rows]) == (1, ["yes", None])
     assert rows[1]["error"] and rows[1]["answer"] is None
+    assert f"1 rows are unscored (most often: {rows[1]['error']}); run" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,12 @@ def test_a_server_that_is_down_is_named_before_anything_is_written(tmp_path, ext
     assert "does not answer" in capsys.readouterr().err
 
 
+def test_the_grammar_refuses_texts_that_are_not_of_the_story_world(tmp_path, extract, capsys):
+    run = write_run(tmp_path / "run", SAME)
+    assert extract(run, flags=["--extractor", "grammar"]) == (2, None)
+    assert "sample cmc_1: a description in the story world's language was wanted" in capsys.readouterr().err
+
+
 def test_table_3_has_the_papers_rows_with_n_and_the_papers_numbers_beside(tmp_path, extract):
     write_data(tmp_path / "data")
     runs = [write_run(tmp_path / name, SAME, variant=name) for name in ("imagechain", "mllm")]

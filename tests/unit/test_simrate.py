@@ -310,6 +310,16 @@ def test_a_server_without_a_model_list_is_used_when_it_judges(tmp_path, server, 
     assert 'Error code: 503 ({"error": "loading"}); wait until it is healthy' in capsys.readouterr().err
 
 
+def test_an_address_without_its_v1_is_told_to_be_one(tmp_path, server, judge_run, capsys):
+    predictions(tmp_path / "run", ["same"])
+    server.models = (404, {"detail": "Not Found"})
+    server.behave = lambda handler, text, number: handler.send(404, {"detail": "Not Found"}) or True
+    assert judge_run(url=server.url.removesuffix("/v1"))[0] == 2
+    assert "check --base-url (mostly it ends in /v1)" in capsys.readouterr().err
+    assert judge_run(url=server.url.replace("http:", "https:"))[0] == 2
+    assert "a server without TLS has an address with http://" in capsys.readouterr().err
+
+
 def test_a_model_that_the_server_does_not_list_is_a_warning(tmp_path, server, judge_run, caplog):
     predictions(tmp_path / "run", ["same"])
     server.models = {"data": [{"id": "another-model"}]}
