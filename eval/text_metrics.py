@@ -22,6 +22,7 @@ import numpy as np
 from eval.resampling import Estimate, estimate
 from eval.runs import Judged, RunFolder, read_runs, run_title
 from eval.tables.files import CONTINUED, Sheet, to_markdown, write_tables
+from eval.tables.table1 import run_notes
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.manifest import run_manifest
@@ -261,7 +262,9 @@ def measure_runs(config: TextMetricsConfig, runs: Sequence[RunFolder]) -> Sheet:
         lines.append(measure("All runs together", rows, metrics, config.seed))
     judges = sorted({run.judge for run in runs if run.judge})
     notes = [f"Verdicts by {', '.join(judges)}." if judges else "No run is judged, so there is no correlation."]
-    notes += [f"{run.path.name} is unfinished." for run in runs if not run.finished]
+    if len(judges) > 1:
+        notes.append("The runs were judged by different judges: their SimRates and correlations cannot be compared.")
+    notes += run_notes([(line["run"], run) for line, run in zip(lines, runs, strict=False)])
     return metrics_sheet(lines, metrics, notes)
 
 

@@ -21,7 +21,8 @@ from eval.report.behaviours import available, mark_behaviours
 from eval.report.pairs import pair_views
 from eval.runs import Judged, column_title, read_runs
 from eval.tables.cells import COLUMNS
-from eval.tables.table1 import Row, Table, build_table
+from eval.tables.files import plain
+from eval.tables.table1 import Row, Table, build_table, by_training
 from llava.imagechain.command import run_command
 from llava.imagechain.config import option, to_json
 from llava.imagechain.files import write_text
@@ -154,30 +155,30 @@ def build_cards(rows: Sequence[Row], stories: StoryFrames, config: ReportConfig)
     Raises:
         ValueError: The stories are not those of the predictions.
     """
-    judged = {row.key: row.run.by_id() for row in rows if row.run}
-    lengths = {story_id: one.row.num_scenes for by_id in judged.values() for story_id, one in by_id.items()}
-    references = {(story_id, one.row.reference) for by_id in judged.values() for story_id, one in by_id.items()}
     # Another dataset may use the same ids: a story is the predicted one only when its last text is the reference.
+    judged = {row.key: {(one.row.story_id, one.row.reference): one for one in row.run.rows} for row in rows if row.run}
+    predicted = set().union(*judged.values())
     index = {
-        story_id: number
+        (story_id, texts[-1]): (len(texts), story_id, number)
         for number, (story_id, texts) in enumerate(zip(stories.ids, stories.texts(), strict=True))
-        if texts and (story_id, texts[-1]) in references
+        if texts and (story_id, texts[-1]) in predicted
     }
-    known = sorted(lengths.keys() & index.keys(), key=lambda story_id: (lengths[story_id], story_id))
-    if not known:
+    if not index:
         raise ValueError(
-            f"{config.stories} ({config.split}) holds none of the {len(lengths)} predicted stories; "
+            f"{config.stories} ({config.split}) holds none of the {len(predicted)} predicted stories; "
             "give the --stories and --split that eval.predict was run on"
         )
+    known = sorted(index, key=lambda pair: index[pair])
     cards = []
-    for story_id in spread(known, config.max_stories):
-        story = stories[index[story_id]]
-        outcomes = [outcome_view(row, found) for row in rows if (found := judged[row.key].get(story_id))]
+    for pair in spread(known, config.max_stories):
+        num_scenes, story_id, number = index[pair]
+        story = stories[number]
+        outcomes = [outcome_view(row, found) for row in rows if (found := judged[row.key].get(pair))]
         cards.append(
             CardView(
                 story_id=story_id,
                 video_name=story.video_name,
-                num_scenes=lengths[story_id],
+                num_scenes=num_scenes,
                 scenes=scene_views(story, config),
                 outcomes=tuple(outcomes),
             )
@@ -188,7 +189,7 @@ def build_cards(rows: Sequence[Row], stories: StoryFrames, config: ReportConfig)
             f"{len(cards)} of {len(known)} stories are shown, spread evenly over the numbers of scenes; the table "
             "counts all (--max-stories shows more)."
         )
-    if missing := len(lengths) - len(known):
+    if missing := len(predicted) - len(known):
         notes.append(f"{missing} predicted stories are not in {config.stories} ({config.split}) and have no card.")
     if broken := sum(frame is None for card in cards for scene in card.scenes for frame in scene.frames):
         notes.append(f"{broken} frames cannot be read.")
@@ -205,13 +206,23 @@ def render_page(table: Table, cards: Sequence[CardView], notes: Sequence[str]) -
     )
     style, script = ((PAGE_DIR / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     rows = [row for row in (*table.rows, *table.controls) if row.run]
-    pairs, uncompared = pair_views({row.key: row.run for row in rows if row.run})
+    pairs, uncompared = pair_views(rows)
     return environment.get_template("page.html.j2").render(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
         style_hash=_csp_hash(style),
         script_hash=_csp_hash(script),
-        table=table,
+        tables=[
+            (heading, caption, by_training(some, table.means))
+            for heading, caption, some in (
+                ("Table 1", "SimRate, %", table.rows),
+                ("Controls", "Control, %", table.controls),
+            )
+            if some
+        ],
+        table_notes=table.notes,
+        has_means=bool(table.means),
+        scale=bar_scale(rows),
         columns=COLUMNS,
         column_title=column_title,
         runs=[{"key": row.key, "title": row.title} for row in rows],
@@ -223,6 +234,12 @@ def render_page(table: Table, cards: Sequence[CardView], notes: Sequence[str]) -
         cards=cards,
         notes=notes,
     )
+
+
+def bar_scale(rows: Sequence[Row]) -> int:
+    """Return the percentage at which the bars of the intervals end: a round one that none goes beyond."""
+    highest = max((cell.interval[1] for row in rows for cell in row.cells.values() if cell.interval), default=100.0)
+    return next(end for end in (10, 20, 30, 40, 50, 100) if highest <= end)
 
 
 def _csp_hash(text: str) -> str:
@@ -239,6 +256,8 @@ def make_report(config: ReportConfig) -> None:
     with run_manifest(config.output.parent, config=to_json(config), inputs=inputs, name="report_run.json"):
         cards, notes = build_cards(rows, stories, config)
         write_text(config.output, render_page(table, cards, notes))
+    for note in (*table.notes, *notes):
+        print(f"- {plain(note)}")
     size = config.output.stat().st_size / 1e6
     print(f"{len(cards)} stories, {size:.1f} MB -> {config.output}")
 

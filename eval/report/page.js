@@ -51,7 +51,7 @@ function apply() {
     card.hidden = !fits || (context && scenes !== context) || !words.every((word) => text.includes(word));
     shown += card.hidden ? 0 : 1;
   }
-  for (const line of document.querySelectorAll(".pair")) {
+  for (const line of document.querySelectorAll("p.pair")) {
     line.hidden = !pair || line.dataset.first !== variant || line.dataset.second !== against;
   }
   field("differing").hidden = !pair;
@@ -62,6 +62,14 @@ function apply() {
 
 for (const name of ["variant", "against", "context", "verdict", "difference"]) field(name).addEventListener("change", apply);
 field("search").addEventListener("input", apply);
+for (const link of document.querySelectorAll("a[data-first]")) {
+  link.addEventListener("click", () => {
+    field("variant").value = link.dataset.first;
+    field("against").value = link.dataset.second;
+    field("difference").value = "any";
+    apply();
+  });
+}
 field("clear").addEventListener("click", () => {
   for (const name of ["variant", "against", "context", "verdict", "search"]) field(name).value = "";
   field("difference").value = "any";

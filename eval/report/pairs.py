@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from eval.runs import RunFolder
 from eval.stats import holm
-from eval.tables.compare import Comparison, compare, p_text, verdict
-
-SURE = 0.05
+from eval.tables.compare import Comparison, compare, is_sure, p_text, verdict
+from eval.tables.table1 import Row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,32 +19,41 @@ class PairView:
     p_value: str
     counts: str
     sentence: str
-    sign: str  # "better", "worse" or "" where Holm's correction leaves no difference
+    sign: str  # "better", "worse" or "" where it is not sure after Holm's correction
 
 
-def pair_views(runs: Mapping[str, RunFolder]) -> tuple[dict[tuple[str, str], PairView], list[str]]:
-    """Compare every two runs on C2-6.
+def pair_views(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], PairView], list[str]]:
+    """Compare every two rows of the table on C2-6.
 
     Args:
-        runs: By the key that the page gives them.
+        rows: Those with a run.
 
     Returns:
-        Views by (first, second) in both directions, and why some pairs have none.
+        Views by the keys of both rows, in both directions, and why some pairs have none.
     """
-    found: dict[tuple[str, str], tuple[Comparison, Comparison]] = {}
+    found: dict[tuple[str, str], Comparison] = {}
     problems: list[str] = []
-    for first, second in itertools.combinations(runs, 2):
+    for first, second in itertools.combinations([row for row in rows if row.run], 2):
         try:
-            one, two = runs[first], runs[second]
-            found[first, second] = compare(one, two), compare(two, one)
+            assert first.run and second.run
+            one = compare(first.run, second.run)
+            found[first.key, second.key] = dataclasses.replace(one, a=first.title, b=second.title)
         except ValueError as error:
             problems.append(str(error))
-    corrected = holm([forth.p_value for forth, _ in found.values()])
     views: dict[tuple[str, str], PairView] = {}
-    for ((first, second), (forth, back)), p_value in zip(found.items(), corrected, strict=True):
-        views[first, second] = _view(forth, p_value)
-        views[second, first] = _view(back, p_value)
+    for ((first_key, second_key), one), p_value in zip(
+        found.items(), holm([one.p_value for one in found.values()]), strict=True
+    ):
+        views[first_key, second_key] = _view(one, p_value)
+        views[second_key, first_key] = _view(turned(one), p_value)
     return views, problems
+
+
+def turned(c: Comparison) -> Comparison:
+    """Return the comparison of B against A."""
+    return dataclasses.replace(
+        c, a=c.b, b=c.a, yes_a=c.yes_b, yes_b=c.yes_a, only_a=c.only_b, only_b=c.only_a, low=-c.high, high=-c.low
+    )
 
 
 def _view(comparison: Comparison, p_value: float) -> PairView:
@@ -55,6 +62,6 @@ def _view(comparison: Comparison, p_value: float) -> PairView:
         difference=f"{difference:+.1f}" if difference else "0.0",
         p_value=p_text(p_value),
         counts=f"{comparison.only_a} : {comparison.only_b}",
-        sentence=verdict(comparison),
-        sign="" if p_value >= SURE or not difference else "better" if difference > 0 else "worse",
+        sentence=verdict(comparison, p_value),
+        sign="" if not is_sure(comparison, p_value) else "better" if difference > 0 else "worse",
     )

@@ -42,8 +42,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return everything with the verdict as JSON values."""
         rounded = {name: round(getattr(self, name), 2) for name in ("difference", "low", "high", "detectable")}
-        facts = dataclasses.asdict(self) | rounded | {"remarks": list(self.remarks), "verdict": verdict(self)}
-        return facts
+        return dataclasses.asdict(self) | rounded | {"remarks": list(self.remarks), "verdict": verdict(self)}
 
 
 def compare(a: RunFolder, b: RunFolder, context: str = "c2_6", seed: int = 0) -> Comparison:
@@ -73,7 +72,8 @@ def compare(a: RunFolder, b: RunFolder, context: str = "c2_6", seed: int = 0) ->
     yes = [(one.verdict == "yes", two.verdict == "yes") for one, two in scored]
     differences = [float(one) - float(two) for one, two in yes]
     videos = [one.row.video_name or two.row.video_name or f"story {one.row.story_id}" for one, two in scored]
-    bounds = clustered_interval(differences, videos, seed)
+    # One video says nothing about others, whatever its stories agree on.
+    bounds = clustered_interval(differences, videos, seed) if len(set(videos)) > 1 else (-1.0, 1.0)
     only_a, only_b = sum(x > y for x, y in yes), sum(x < y for x, y in yes)
     names = [run_title(run) for run in (a, b)]
     if names[0] == names[1]:
@@ -134,29 +134,38 @@ def _remarks(a: RunFolder, b: RunFolder, scored: Sequence[tuple[Judged, Judged]]
 
 
 def p_text(p_value: float) -> str:
-    """Return a p-value for people: "0.23" or "< 0.0001"."""
-    return "< 0.0001" if p_value < 0.0001 else f"{p_value:.4f}" if p_value < 0.01 else f"{p_value:.2f}"
+    """Return a p-value for people: "0.23", "0.049" or "< 0.0001"."""
+    if p_value < 0.0001:
+        return "< 0.0001"
+    return f"{p_value:.{4 if p_value < 0.01 else 3 if p_value < 0.1 else 2}f}"
 
 
-def verdict(comparison: Comparison) -> str:
-    """Say in one sentence whether A is better than B and how sure that is.
+def is_sure(comparison: Comparison, p_value: float) -> bool:
+    """Return whether the test over stories (McNemar) and the interval over videos both exclude equality."""
+    return p_value < 1 - CONFIDENCE and (comparison.low > 0 or comparison.high < 0)
 
-    It is called sure only where the test over stories (McNemar) and the interval over videos both exclude equality.
+
+def verdict(comparison: Comparison, p_holm: float | None = None) -> str:
+    """Say in one sentence whether A is better than B and how sure that is (`is_sure`).
+
+    Args:
+        comparison: A against B.
+        p_holm: Where it is one of several comparisons, its p-value corrected for them: that is what counts then.
     """
-    c = comparison
+    c, p_counts = comparison, comparison.p_value if p_holm is None else p_holm
     if c.only_a + c.only_b == 0:
         return f"No story tells {c.a} and {c.b} apart: both have a Yes on the same {c.yes_a} of {c.n} stories."
-    p_value = p_text(c.p_value)
+    p_value = p_text(p_counts)
+    corrected = "" if p_holm is None else " after Holm's correction"
     evidence = (
         f"{100 * c.yes_a / c.n:.2f} % against {100 * c.yes_b / c.n:.2f} % of the same {c.n} stories, "
         f"{c.difference:+.1f} points (95 % interval {c.low:+.1f} to {c.high:+.1f}; McNemar p "
-        f"{p_value if p_value.startswith('<') else '= ' + p_value})"
+        f"{p_value if p_value.startswith('<') else '= ' + p_value}{corrected})"
     )
     word = "better" if c.difference > 0 else "worse"
-    by_test, by_interval = c.p_value < 1 - CONFIDENCE, c.low > 0 or c.high < 0
-    if by_test and by_interval:
+    if is_sure(c, p_counts):
         return f"{c.a} is {word} than {c.b}: {evidence}."
-    if by_test or by_interval:
+    if p_counts < 1 - CONFIDENCE or c.low > 0 or c.high < 0:
         return f"{c.a} may be {word} than {c.b}, but the test and the interval disagree: {evidence}."
     return (
         f"Not shown which of {c.a} and {c.b} is better: {evidence}; with this many stories only a "
@@ -170,10 +179,10 @@ def comparison_sheet(comparisons: Sequence[Comparison], title: str, notes: Seque
     adjusted = holm([c.p_value for c in comparisons])
     several = len(comparisons) > 1
     rows = tuple(_sheet_row(c, value, several) for c, value in zip(comparisons, adjusted, strict=True))
-    records = tuple(
-        {**c.to_json(), "p_holm": value, "remarks": " ".join(c.remarks)}
+    found = [
+        {**c.to_json(), "p_holm": value, "verdict": verdict(c, value if several else None)}
         for c, value in zip(comparisons, adjusted, strict=True)
-    )
+    ]
     method = (
         "n: stories scored in both runs; only A, only B: Yes in one run alone. p: exact McNemar test over stories"
         + (", with Holm's correction for the number of rows beside it" if several else "")
@@ -186,8 +195,8 @@ def comparison_sheet(comparisons: Sequence[Comparison], title: str, notes: Seque
         columns=(*columns, *(["p (Holm)"] if several else []), "detectable"),
         rows=rows,
         notes=(method, *([f"Missing or unscored in one of the two runs: {'; '.join(gaps)}."] if gaps else []), *notes),
-        data={"comparisons": [{**c.to_json(), "p_holm": p} for c, p in zip(comparisons, adjusted, strict=True)]},
-        records=records,
+        data={"comparisons": found},
+        records=tuple({**one, "remarks": " ".join(one["remarks"])} for one in found),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from eval.runs import RunFolder, by_cell, column_title, read_runs
 from eval.stats import wilson
 from eval.tables.cells import count, load_paper, rounded, spread
+from eval.tables.files import plain
 from eval.tables.table1 import run_names, run_notes, seed_text
 from llava.imagechain.command import run_command
 from llava.imagechain.config import option, to_json
@@ -246,16 +247,9 @@ def _legend(page: Any, figure: Figure5, *, cut: bool) -> None:
         for name in reversed(drawn)
     ]
     handles.append(
-        Line2D(
-            [],
-            [],
-            color=QUIET,
-            linewidth=1.2,
-            marker="|",
-            markersize=0,
-            label="95 % interval" + (" (▲ goes on)" if cut else ""),
-        )
-    )
+        Line2D([], [], color=QUIET, marker="|", linestyle="", markersize=11, markeredgewidth=1.2,
+               label="95 % interval" + (" (▲ goes on)" if cut else ""))
+    )  # fmt: skip
     if any(len(point.seeds) > 1 for point in figure.points):
         handles.append(
             Line2D([], [], color=QUIET, marker="_", linestyle="", markersize=8, markeredgewidth=1.2, label="one seed")
@@ -277,7 +271,7 @@ def make_figure(config: Figure5Config) -> None:
         paths = draw(figure, config.output_dir)
         data = {"points": [point.to_json() for point in figure.points], "paper": figure.paper, "notes": figure.notes}
         write_json(config.output_dir / "figure5.json", data)
-    print("\n".join(f"- {note}" for note in figure.notes))
+    print("\n".join(f"- {plain(note)}" for note in figure.notes))
     print(f"-> {' and '.join(map(str, paths))} (numbers: {config.output_dir / 'figure5.json'})")
 
 

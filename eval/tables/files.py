@@ -66,25 +66,30 @@ def write_tables(stem: Path, sheet: Sheet) -> list[Path]:
 
 def to_markdown(sheet: Sheet) -> str:
     """Return the table as aligned Markdown with its notes as a list."""
-    parts, block = [f"# {_plain(sheet.title)}\n"], [sheet.columns]
+    parts, block = [f"# {plain(sheet.title)}\n"], [sheet.columns]
     for row in sheet.rows:
         if len(row) > 1:
             block.append(row)
             continue
         parts += [_aligned(block), ""] if len(block) > 1 else []
-        parts.append(f"## {_plain(row[0])}\n")
+        parts.append(f"## {plain(row[0])}\n")
         block = [sheet.columns]
     parts += [_aligned(block), ""] if len(block) > 1 else []
-    return "\n".join([*parts, *(f"- {_plain(note)}" for note in sheet.notes)]) + "\n"
+    return "\n".join([*parts, *(f"- {plain(note)}" for note in sheet.notes)]) + "\n"
 
 
-def _plain(text: str) -> str:
-    """Make a text harmless in Markdown: one line, no table border, no HTML."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()).replace("|", r"\|"))
+def plain(text: str) -> str:
+    """Make a text harmless in Markdown and on a terminal: one line, no table border, no HTML, no control character."""
+    bordered = re.sub(r"(\\*)\|", r"\1\1\|", _one_line(text))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", bordered)
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    rows = [[_plain(cell) for cell in row] for row in rows]
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
@@ -161,6 +166,7 @@ def _tex_row(cells: Sequence[str]) -> str:
 
 
 def _tex(text: str) -> str:
-    text = re.sub(r"(?<!\S)-(?=\d)", "−", " ".join(text.split()))
-    # After the end of a row, [ and * would be read as its options.
-    return ("{}" if text.startswith(("[", "*")) else "") + "".join(TEX.get(letter, letter) for letter in text)
+    text = re.sub(r"(?<!\S)-(?=\d)", "−", _one_line(text))
+    # LaTeX makes a dash of two hyphens. After the end of a row, [ and * would be read as its options.
+    escaped = re.sub(r"(-)(?=-)|.", lambda found: "-{}" if found[1] else TEX.get(found[0], found[0]), text)
+    return ("{}" if text.startswith(("[", "*")) else "") + escaped

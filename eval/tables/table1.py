@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,12 +67,17 @@ def build_table(runs: Sequence[RunFolder], *, train_context: str = "c2_7", paper
         paper: Put the paper's numbers beside; also done when every run says that its stories are the published dataset.
 
     Raises:
-        ValueError: An unknown variant or control, or two runs for one row.
+        ValueError: No run for any row, an unknown variant or control, or two runs for one row.
     """
     paper = paper or all(run.stories == HUB_DATASET for run in runs)
     values = load_paper()["table1"] if paper and train_context == "c2_7" else {}
     used = [run for run in runs if run.train_context in (None, train_context)]
     found = by_cell(used, lambda run: (run.variant, run.control))
+    if not used:
+        raise ValueError(
+            f"runs of base models or trained on {column_title(train_context)} were wanted for Table 1, found "
+            f"{run_names(runs)}; --train-context takes another column"
+        )
     rows = [row for name in VARIANTS for row in _rows(name, None, found.get((name, None), []), values.get(name, {}))]
     controls = [
         row for name in VARIANTS for control in CONTROLS for row in _rows(name, control, found.get((name, control)), {})
@@ -245,21 +251,24 @@ def to_sheet(table: Table) -> Sheet:
 
 
 def _block(rows: Sequence[Row], means: Sequence[Mean]) -> list[tuple[str, ...]]:
-    by_place = {(mean.variant, mean.control): mean for mean in means}
     lines: list[tuple[str, ...]] = []
-    for number, row in enumerate(rows):
-        place = (row.variant, row.control)
-        lines += _row_lines(row)
-        if number + 1 < len(rows) and (rows[number + 1].variant, rows[number + 1].control) == place:
-            continue  # the mean and the paper's value stand under the last seed
-        if mean := by_place.get(place):
+    for seeds, mean in by_training(rows, means):
+        lines += [line for row in seeds for line in _row_lines(row)]
+        if mean:
             spreads = [mean.cells[name] for name in COLUMNS]
             lines.append((mean.title, *(one.rate_text() if one else "-" for one in spreads), "", ""))
             lines.append((f"{CONTINUED}lowest to highest", *(s.range_text() if s else "" for s in spreads), "", ""))
-        values = [row.cells[name].paper for name in COLUMNS]
+        values = [seeds[0].cells[name].paper for name in COLUMNS]
         if any(value is not None for value in values):
             lines.append((f"{CONTINUED}paper", *("" if v is None else f"{v:.2f}" for v in values), "", ""))
     return lines
+
+
+def by_training(rows: Sequence[Row], means: Sequence[Mean]) -> list[tuple[list[Row], Mean | None]]:
+    """Return the rows of each variant and control, which are its seeds, with their mean where there are several."""
+    by_place = {(mean.variant, mean.control): mean for mean in means}
+    groups = itertools.groupby(rows, key=lambda row: (row.variant, row.control))
+    return [(list(seeds), by_place.get(place)) for place, seeds in groups]
 
 
 def _row_lines(row: Row) -> list[tuple[str, ...]]:

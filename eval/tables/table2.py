@@ -64,8 +64,8 @@ def build_sheet(runs: Sequence[RunFolder], *, paper: bool = False, seed: int = 0
     rows: list[tuple[str, ...]] = []
     lines: list[Line] = []
     for own, test in TESTS:
-        alone = _lines(found.get(own, []), own, test)
-        together = [_with_gain(line, alone, problems, seed) for line in _lines(found.get(ALL, []), ALL, test)]
+        alone = _lines(found.get(own, []), own, test, paper)
+        together = [_with_gain(line, alone, problems, seed) for line in _lines(found.get(ALL, []), ALL, test, paper)]
         for group, context in ((alone, own), (together, ALL)):
             rows += _group_rows(group, context, test, paper)
         lines += [*alone, *together]
@@ -75,19 +75,19 @@ def build_sheet(runs: Sequence[RunFolder], *, paper: bool = False, seed: int = 0
         columns=COLUMNS,
         rows=tuple(rows),
         notes=tuple(notes),
-        data={"rows": [_record(line) for line in lines], "notes": notes},
-        records=tuple(_record(line) for line in lines),
+        data={"rows": [_record(line, paper) for line in lines], "notes": notes},
+        records=tuple(_record(line, paper) for line in lines),
     )
 
 
-def _lines(runs: Sequence[RunFolder], context: str, test: str) -> list[Line]:
+def _lines(runs: Sequence[RunFolder], context: str, test: str, paper: bool) -> list[Line]:
     return [
         Line(
             train_context=context,
             test=test,
             run=run,
             seed=run.seed if len(runs) > 1 else None,
-            cell=count(run.rows, test, _paper(context, test).get("simrate")),
+            cell=count(run.rows, test, _paper(context, test)["simrate"] if paper else None),
         )
         for run in runs
     ]
@@ -100,7 +100,7 @@ def _paper(train_context: str, test: str) -> dict[str, float]:
 
 def _with_gain(line: Line, alone: Sequence[Line], problems: list[str], seed: int) -> Line:
     """Compare with the run trained on the tested context alone: the same seed, or the only one there is."""
-    partners = [other for other in alone if line.seed is None or other.seed is None or other.seed == line.seed]
+    partners = [other for other in alone if len(alone) == 1 or other.run.seed == line.run.seed]
     if len(partners) != 1:
         if alone:
             problems.append(
@@ -146,7 +146,7 @@ def _text(line: Line) -> tuple[str, ...]:
     return (*head, f"{gain.difference:+.2f}", bounds, p_text(gain.p_value), f"{gain.detectable:.1f}", *counts)
 
 
-def _record(line: Line) -> dict[str, Any]:
+def _record(line: Line, paper: bool) -> dict[str, Any]:
     gain = line.gain.to_json() if line.gain else {}
     names = (
         "n",
@@ -167,7 +167,7 @@ def _record(line: Line) -> dict[str, Any]:
         "seed": line.run.seed,
         "run": str(line.run.path),
         **line.cell.to_json(),
-        "paper_gain": _paper(line.train_context, line.test).get("delta"),
+        "paper_gain": _paper(line.train_context, line.test).get("delta") if paper else None,
         **{f"gain_{name}": gain.get(name) for name in names},
     }
 

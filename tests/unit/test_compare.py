@@ -60,6 +60,14 @@ def test_where_test_and_interval_disagree_nothing_is_called_sure(make_run, tmp_p
     assert verdict(found).startswith("ImageChain may be better than MLLM, but the test and the interval disagree")
 
 
+def test_stories_of_one_video_alone_show_nothing_for_sure(make_run, tmp_path):
+    a, b = pair(make_run, tmp_path, "y" * 9, "n" * 9, b={"variant": "mllm"})
+    one_video = [dataclasses.replace(j, row=dataclasses.replace(j.row, video_name="v")) for j in a.rows]
+    found = compare(dataclasses.replace(a, rows=tuple(one_video)), b)
+    assert (found.videos, found.low, found.high) == (1, -100.0, 100.0) and found.p_value < 0.05
+    assert verdict(found).startswith("ImageChain may be better than MLLM, but the test and the interval disagree")
+
+
 def test_runs_with_the_same_verdicts_are_not_told_apart(make_run, tmp_path):
     a, b = pair(make_run, tmp_path, "yyn", "yyn", b={"control": "shuffled_scenes"})
     assert verdict(compare(a, b)) == (
@@ -144,6 +152,11 @@ def test_several_comparisons_have_corrected_p_values(make_run, tmp_path):
     a, b = pair(make_run, tmp_path, "yyyyyyyn", "n" * 8, b={"variant": "mllm"})
     sheet = comparison_sheet([compare(a, b)] * 3, "T")
     assert [record["p_holm"] for record in sheet.data["comparisons"]] == pytest.approx([3 * compare(a, b).p_value] * 3)
+    assert [record["verdict"].split(":")[0] for record in sheet.records] == ["ImageChain is better than MLLM"] * 3
+    sheet_of_nine = comparison_sheet([compare(a, b)] * 9, "T")
+    assert sheet_of_nine.records[0]["p_holm"] > 0.05 and sheet_of_nine.records[0]["p_value"] < 0.05
+    for record in (sheet_of_nine.records[0], sheet_of_nine.data["comparisons"][0]):
+        assert record["verdict"].startswith("ImageChain may be better") and "Holm" in record["verdict"]
     assert "p (Holm)" in sheet.columns and "p (Holm)" not in comparison_sheet([compare(a, b)], "T").columns
 
 

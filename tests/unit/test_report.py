@@ -13,6 +13,7 @@ from PIL import Image
 from eval.report import __main__ as report
 from eval.report.pairs import pair_views
 from eval.runs import read_run, sha256_json
+from eval.tables.table1 import build_table
 from llava.imagechain.story import bucket_of, storyframes_features
 
 HOSTILE = [
@@ -95,7 +96,7 @@ def test_every_story_has_a_card_with_its_scenes_texts_predictions_and_verdicts(t
     assert [card.count("data-variant=") for card in cards] == [3, 2]
     assert "five 3" in cards[1] and "says no" in cards[1] and "No, unparsed" in cards[1] and "hmm" in cards[1]
     assert 'data-variant="imagechain+blank_images"' in cards[0]
-    assert page.index("Table 1") < page.index("<h2>Controls") < page.index("<h2>Stories")
+    assert page.index("Table 1") < page.index("<h2>Controls") < page.index(">Stories<")
 
 
 def test_behaviour_words_are_marked_in_descriptions_and_predictions(tmp_path):
@@ -110,8 +111,45 @@ def test_runs_of_different_judges_are_not_compared_and_the_page_says_so(tmp_path
     rows = [("s", 2, "p", "yes", "Yes")]
     one, two = make_run(tmp_path / "a", rows), make_run(tmp_path / "b", rows, "mllm")
     (two / "judgments.jsonl").write_text((two / "judgments.jsonl").read_text().replace('"mock"', '"other"'))
-    views, problems = pair_views({"a": read_run(one), "b": read_run(two)})
+    views, problems = pair_views(build_table([read_run(one), read_run(two)]).rows)
     assert views == {} and "mock" in problems[0] and "other" in problems[0]
+
+
+def test_a_pair_is_sure_only_after_the_correction_for_all_pairs_in_the_matrix_and_in_the_sentence(tmp_path):
+    def run(name, yes, variant, control=None):
+        rows = [(f"s{i:02}", 2, "p", *(("yes", "Yes") if i < yes else ("no", "Yes"))) for i in range(40)]
+        return read_run(make_run(tmp_path / name, rows, variant, control))
+
+    runs = [run("a", 7, "imagechain"), run("b", 0, "mllm")]
+    alone = pair_views(build_table(runs).rows)[0]["imagechain", "mllm"]
+    assert alone.sign == "better" and alone.sentence.startswith("ImageChain is better than MLLM: ")
+    runs += [run("c", 1, "mllm_ft"), run("d", 1, "visual_context"), run("e", 1, "final_scene")]
+    views = pair_views(build_table(runs).rows)[0]
+    among, back = views["imagechain", "mllm"], views["mllm", "imagechain"]
+    assert (among.sign, among.p_value, among.counts, back.counts) == ("", "0.16", "7 : 0", "0 : 7")
+    assert among.sentence.startswith("ImageChain may be better than MLLM, but")
+    assert "McNemar p = 0.16 after Holm's correction" in among.sentence
+    assert (among.difference, back.difference) == ("+17.5", "-17.5") and back.sentence.startswith("MLLM may be worse")
+
+
+def test_several_seeds_have_their_mean_and_range_below_them(tmp_path):
+    stories = make_stories(tmp_path / "sf", {"s": (2, "t", picture()), "t": (2, "t", picture())})
+    runs = []
+    for seed, verdict in enumerate(("yes", "no")):
+        rows = [("s", 2, "p", "yes", "Yes"), ("t", 2, "p", verdict, "Yes")]
+        runs.append(make_run(tmp_path / str(seed), rows))
+        path = runs[-1] / "predictions.jsonl"
+        path.write_text(path.read_text().replace('"train_context": null', f'"train_context": "c2_7", "seed": {seed}'))
+    _, page = make_page(tmp_path, stories, *runs)
+    mean = re.search(r'<tr class="mean">(.*?)</tr>', page, re.DOTALL)[1]
+    assert "ImageChain, mean of 2 seeds" in mean and "75.00</span>" in mean and "50.00 – 100.00" in mean
+
+
+@pytest.mark.parametrize(("yes", "end"), [(0, 10), (20, 30), (60, 100), (100, 100)])
+def test_the_bars_of_the_intervals_end_at_a_round_number_above_all_of_them(tmp_path, yes, end):
+    rows = [(f"s{i}", 2, "p", "yes" if i < yes else "no", "Yes") for i in range(100)]
+    table = build_table([read_run(make_run(tmp_path / "r", rows))])
+    assert report.bar_scale(table.rows) == end
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -168,6 +206,20 @@ def test_predicted_stories_that_are_not_in_the_dataset_are_counted(tmp_path):
     rows = [("s", 2, "p", "yes", "Yes"), ("other", 2, "p", "yes", "Yes")]
     _, page = make_page(tmp_path, stories, make_run(tmp_path / "r", rows))
     assert "1 predicted stories are not in" in page
+
+
+def test_a_run_of_another_dataset_is_named_on_the_terminal_and_its_texts_stand_on_no_card(tmp_path, capsys):
+    stories = make_stories(tmp_path / "sf", {"s": (2, "t", picture())})
+    runs = [make_run(tmp_path / "a", [("s", 2, "of this data", "yes", "Yes")])]
+    runs.append(make_run(tmp_path / "b", [("s", 5, "of other data", "yes", "Yes")], "mllm"))
+    path = runs[1] / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"reference": "r"', '"reference": "\\u001b[2Jof another world"'))
+    status, page = make_page(tmp_path, stories, *runs)
+    printed = capsys.readouterr().out
+    assert status == 0 and "of this data" in page and "of other data" not in page
+    assert page.count('<article class="card" data-scenes="2"') == 1
+    assert "1 ids have another reference in another run: they come from different datasets" in printed
+    assert "1 predicted stories are not in" in printed and "\u001b" not in printed
 
 
 def test_another_dataset_is_an_error(tmp_path, capsys):

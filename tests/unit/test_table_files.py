@@ -53,6 +53,20 @@ def test_markdown_texts_make_no_column_no_html_and_no_line():
     assert not any(line.startswith("# next") for line in text.splitlines())
 
 
+def test_a_backslash_before_a_border_does_not_free_it():
+    assert "| a\\\\\\|b |" in to_markdown(sheet(("a\\|b", "1")))
+
+
+def test_control_characters_reach_neither_a_terminal_nor_latex():
+    hostile = "a\x1b[2Jb\u202ec\ud800"
+    for text in (to_markdown(sheet((hostile, "1"), notes=(hostile,))), to_latex(sheet((hostile, "1")), "t")):
+        assert text.replace("\n", "").isprintable() and "a\ufffd[2Jb\ufffdc\ufffd" in text
+
+
+def test_latex_makes_no_dash_of_a_flag():
+    assert r"-{}-paper, C2--C6, a-{}-{}-b" in to_latex(sheet(("--paper, C2–C6, a---b", "1")), "t")
+
+
 def test_latex_texts_run_no_command():
     text = to_latex(sheet((HOSTILE, "1"), notes=(HOSTILE,)), "t_1}")
     assert r"\input" not in text and "<" not in text

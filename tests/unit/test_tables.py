@@ -176,6 +176,13 @@ def test_runs_that_fit_no_row_are_refused(make_run, tmp_path, capsys, change, me
     assert not (tmp_path / "out").exists()
 
 
+def test_runs_that_are_all_trained_on_another_context_are_refused(make_run, tmp_path, capsys):
+    run = make_run(tmp_path / "a", [(2, "yes")], context="c3")
+    assert run_tables(tmp_path, run)[0] == 2
+    assert "trained on C2-7 were wanted for Table 1, found" in capsys.readouterr().err
+    assert run_tables(tmp_path, run, extra=["--train-context", "c3"])[0] == 0
+
+
 def test_all_unreadable_runs_are_named_at_once(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert run_tables(tmp_path, tmp_path / "empty", tmp_path / "gone")[0] == 2

@@ -50,7 +50,10 @@ def test_the_papers_numbers_stand_beside_ours_with_their_footnote(make_run, tmp_
     runs = all_runs(make_run, tmp_path, (2, 3, 4, 6))
     _, out = make_table(tmp_path, *runs)
     assert "paper" not in (out / "table2.md").read_text().lower()
+    rows = json.loads((out / "table2.json").read_text())["rows"]
+    assert {(row["paper"], row["paper_gain"]) for row in rows} == {(None, None)}
     _, out = make_table(tmp_path, *runs, extra=["--paper"])
+    assert json.loads((out / "table2.json").read_text())["rows"][1]["paper_gain"] == 1.7
     paper = [row for row in rows_of(out) if row[0] == "– paper"]
     assert [row[2] for row in paper] == ["16.6", "18.3", "16.2", "21.3", "14.0", "16.8"]
     assert [row[4] for row in paper] == ["", "+1.7", "", "+5.1", "", "+2.8"]
@@ -76,6 +79,14 @@ def test_a_seed_without_its_partner_is_named_and_has_no_gain(make_run, tmp_path)
     text = (out / "table2.md").read_text()
     assert "ImageChain C2-7, seed 1 on C2: no single run of the same seed to compare with." in text
     assert "seed 0 on C2: no single run" not in text
+
+
+def test_one_run_of_all_lengths_is_compared_with_its_own_seed(make_run, tmp_path):
+    runs = all_runs(make_run, tmp_path, (2, 2, 2, 6), seed=0)
+    runs.append(make_run(tmp_path / "other", verdicts(4), context="c2", seed=1))
+    _, out = make_table(tmp_path, *runs)
+    gain = next(row for row in json.loads((out / "table2.json").read_text())["rows"] if row["train_context"] == "c2_7")
+    assert (gain["test"], gain["gain_difference"]) == ("c2", 40.0)
 
 
 def test_missing_contexts_are_dashes_and_named(make_run, tmp_path):

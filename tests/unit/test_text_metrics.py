@@ -100,6 +100,15 @@ def test_several_runs_get_a_line_each_and_one_together(tmp_path):
     assert found["runs"][-1]["n"] == 15
 
 
+def test_what_makes_numbers_incomparable_is_said(tmp_path):
+    runs = [make_run(tmp_path / "a", ROWS), make_run(tmp_path / "b", ROWS[:3], "mllm")]
+    path = runs[1] / "judgments.jsonl"
+    path.write_text(path.read_text().replace('"mock"', '"other"'))
+    notes = " ".join(measured(tmp_path, *runs)[1]["notes"])
+    assert "Verdicts by mock, other. The runs were judged by different judges" in notes
+    assert "Unscored stories, run eval.simrate again: ImageChain 1 (s4)." in notes and "MLLM lacks 2" in notes
+
+
 def test_hostile_and_empty_texts_are_scored_as_texts(tmp_path):
     evil = [
         ("=1+1", "=1+1", "yes"),
