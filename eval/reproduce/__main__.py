@@ -40,9 +40,11 @@ def reproduce(config: GridConfig) -> int:
 
         return submit(config, tasks, state)
     if config.dry_run:
-        print(to_text(entries_of(tasks, state, Costs(config), judge), places_of(config).output, config.tflops))
+        costs = Costs(config)
+        print(to_text(entries_of(tasks, state, costs, judge), places_of(config).output, costs))
         return 0
-    return work(config, chosen(tasks, config.only), state, gpus)
+    check_names(tasks, config.only)
+    return work(config, tasks, state, gpus)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,12 +64,11 @@ def work(config: GridConfig, tasks: Sequence[Task], state: functools.partial[Sta
     with contextlib.ExitStack() as stack:
         # Elements of job arrays share the folder, and have a lock of their own for each task.
         locks = [stack.enter_context(locked(output, shared=bool(config.only)))]
-        if config.only:
-            folders = [output / "locks" / task.name.replace("/", "-") for task in tasks]
-            locks += [stack.enter_context(locked(folder)) for folder in folders]
+        folders = [output / "locks" / name.replace("/", "-") for name in config.only]
+        locks += [stack.enter_context(locked(folder)) for folder in folders]
         runner = Runner(
-            tasks, state, locks=locks, logs_dir=output / "logs", gpus=gpus, redo_changed=config.redo_changed,
-            expect=Costs(config).work,
+            tasks, state, only=config.only, locks=locks, logs_dir=output / "logs", gpus=gpus,
+            redo_changed=config.redo_changed, expect=Costs(config).work,
         )  # fmt: skip
         outcomes = runner.run()
     return report(outcomes, output)
@@ -93,17 +94,16 @@ def report(outcomes: Sequence[Outcome], output: Path) -> int:
     return 1 if {"failed", "blocked"} & set(endings) else 0
 
 
-def chosen(tasks: list[Task], only: Sequence[str]) -> list[Task]:
-    """Return all tasks, or those that are named.
+def check_names(tasks: Sequence[Task], only: Sequence[str]) -> None:
+    """Check the names of `--only`.
 
     Raises:
-        ConfigError: A name is unknown.
+        ConfigError: One is unknown.
     """
     names = [task.name for task in tasks]
     for name in only:
         if name not in names:
             raise ConfigError(f"only: unknown task {name!r}{nearest(name, names)}")
-    return [task for task in tasks if not only or task.name in only]
 
 
 def found_gpus() -> list[str]:

@@ -1,21 +1,27 @@
-"""What the cells of a grid cost: GPU hours, disk, calls of the judge; from configs and texts, no weight is loaded."""
+"""What the cells of a grid cost: GPU hours, disk, calls of the judge; from configs and texts, no weight is loaded.
+
+What is not on this disk yet is taken from eval/reproduce/published.py, and marked as such.
+"""
 
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from eval.judge.base import Judge
 from eval.judge.cost import estimate as estimate_judge
 from eval.judge.cost import price_of
+from eval.reproduce import published
 from eval.reproduce.grid import GridConfig
-from eval.reproduce.states import has_stories, is_model, mementos_job, predict_job, train_groups
+from eval.reproduce.states import is_model, train_groups
 from eval.reproduce.tasks import Task, places_of
 from llava.imagechain.config import build_config
+from llava.imagechain.story import HUB_DATASET, StoryFrames, load_stories
+from llava.imagechain.variants import get_variant
 
 BYTES_A_ROW = 750  # a prediction with its judgment
 SPARE = Path("no-such-folder")  # for jobs whose output does not matter
@@ -31,24 +37,32 @@ class Need:
     epochs: float | None = None
     calls: int = 0
     usd: float | None = 0.0
+    published: bool = False  # rests on sizes that are not those of files on this disk
 
     def __add__(self, other: Need) -> Need:
         usd = None if self.usd is None or other.usd is None else self.usd + other.usd
         return Need(
             stories=self.stories + other.stories, gpu_hours=self.gpu_hours + other.gpu_hours,
             disk_bytes=self.disk_bytes + other.disk_bytes, calls=self.calls + other.calls, usd=usd,
+            published=self.published or other.published,
         )  # fmt: skip
 
 
 class Costs:
-    """Estimates for the tasks of a grid; None where an input is not there yet.
+    """Estimates for the tasks of a grid; None where an input is neither there nor a published one.
 
     What several tasks share (the model without its weights, the lengths of stories under a variant) is computed once.
+
+    Attributes:
+        absent: What is not on this disk -> what was taken from the publications instead.
     """
 
     def __init__(self, config: GridConfig) -> None:
         self.config = config
-        self._models: dict[str, Any] = {}
+        self.absent: dict[str, str] = {}
+        self._loaded: Any = None
+        self._model_config: Any = None
+        self._stories: dict[tuple[str, ...], StoryFrames] = {}
         self._predictions: dict[str, dict[int, Need]] = {}
         self._trainings: dict[str, Need] = {}
 
@@ -64,51 +78,30 @@ class Costs:
 
     def training(self, task: Task) -> Need | None:
         """Return what a training needs."""
-        settings = task.settings
-        if not (is_model(settings["model_name_or_path"]) and has_stories(settings["stories"])):
-            return None
         if task.name not in self._trainings:
             try:
-                self._trainings[task.name] = self._training(train_groups(task))
+                self._trainings[task.name] = self._training(task)
             except (ValueError, OSError):  # the task's state tells the reason
                 return None
         return self._trainings[task.name]
 
     def prediction(self, task: Task) -> dict[int, Need] | None:
         """Return what predicting needs, by number of scenes; the judge's calls are not in it."""
-        settings = task.settings
-        model = self._base()
-        if not (is_model(model) and has_stories(settings["stories"])):
-            return None
-        key = str({name: value for name, value in settings.items() if name not in ("checkpoint", "output_dir")})
+        own = ("checkpoint", "base", "output_dir")
+        key = str({name: value for name, value in task.settings.items() if name not in own})
         if key not in self._predictions:
             try:
-                job = predict_job(task, checkpoint=model, base=None, output_dir=SPARE)
-                self._predictions[key] = self._prediction(job)
+                self._predictions[key] = self._prediction(task)
             except (ValueError, OSError):
                 return None
         return self._predictions[key]
 
     def mementos(self, task: Task) -> Need | None:
         """Return what describing the Mementos benchmark needs; the prompts' texts are taken for 150 positions."""
-        from llava.imagechain.estimate import PredictPlan, estimate
-
-        model, data = self._base(), Path(task.settings["data"])
-        if not (is_model(model) and data.is_dir()):
-            return None
         try:
-            job = mementos_job(task, checkpoint=model, base=None, output_dir=SPARE)
+            return self._mementos(task)
         except (ValueError, OSError):
             return None
-        meta = self._model(model)
-        shown = job.showing
-        scenes = [len(one.scenes) for one in job.described]
-        lengths = [count * meta.get_vision_tower().num_patches + 150 for count in scenes]
-        answers = max(scenes, default=1) if shown.earlier_text == "own" else 1
-        plan = PredictPlan(batch_size=job.config.batch_size, max_new_tokens=job.config.max_new_tokens * answers)
-        frames = [sum(map(len, one.scenes)) for one in job.described]
-        found = estimate(meta, lengths, plan, frames=frames, tflops=self.config.tflops)
-        return Need(stories=len(scenes), gpu_hours=found.seconds / 3600, disk_bytes=2 * BYTES_A_ROW * len(scenes))
 
     def extracting(self, task: Task, samples: int) -> Need:
         """Return what asking for the keywords of so many samples costs."""
@@ -124,35 +117,74 @@ class Costs:
         cost = estimate_judge(judge, pairs, planned=planned)
         return Need(calls=cost.calls, usd=cost.usd)
 
-    def _base(self) -> str:
-        return str(places_of(self.config).model)
+    def _load(self) -> Any:
+        """Return the model to start from without its weights, its config as on disk or as published.
 
-    def _model(self, folder: str) -> Any:
+        Raises:
+            FileNotFoundError: It is neither there nor a published one.
+        """
+        from llava.imagechain.checkpoint import LoadedModel
         from llava.imagechain.estimate import meta_model
+        from llava.model.builder import load_tokenizer
 
-        if folder not in self._models:
-            self._models[folder] = meta_model(folder)
-        return self._models[folder]
+        folder = str(places_of(self.config).model)
+        if self._loaded is None:
+            name = published.known_model(folder)
+            if name:
+                self.absent[folder] = f"the config of {name}, four characters to a token"
+            elif not is_model(folder):
+                raise FileNotFoundError(f"{folder} is not there")
+            model = meta_model(published.model_config(name) if name else folder)
+            tokenizer = published.plain_tokenizer() if name else load_tokenizer(folder)
+            limit = int(getattr(model.config, "max_position_embeddings", None) or 2048)
+            self._loaded = LoadedModel(tokenizer=tokenizer, model=model, image_processor=None, context_length=limit)
+            self._model_config = model.config
+        self._loaded.model.config = copy.deepcopy(self._model_config)  # its decisions are settled anew by each task
+        return self._loaded
 
-    def _training(self, groups: Any) -> Need:
+    def _read(self, stories: str, split: str, context: str) -> StoryFrames:
+        """Return stories as on disk, or as many as were published.
+
+        Raises:
+            FileNotFoundError: They are not there, and the grid is not on StoryFrames.
+        """
+        key = (stories, split, context)
+        if key not in self._stories:
+            there = published.is_downloaded(stories)
+            if not there and not self._is_published(stories):
+                raise FileNotFoundError(f"{stories} is not there")
+            if not there:
+                self.absent[stories] = published.STORIES_IN_WORDS
+            self._stories[key] = (
+                load_stories(stories, split, context) if there else published.published_stories(split, context)
+            )
+        return self._stories[key]
+
+    def _is_published(self, stories: str) -> bool:
+        """Tell whether stories that are not there have published counts."""
+        return not published.is_downloaded(stories) and (self.config.paper or stories == HUB_DATASET)
+
+    def _rests_on_publications(self, stories: str) -> bool:
+        return published.known_model(places_of(self.config).model) is not None or self._is_published(stories)
+
+    def _training(self, task: Task) -> Need:
         from llava.imagechain.data import StoryExamples
         from llava.imagechain.decisions import asked_of, settle_decisions
         from llava.imagechain.estimate import TrainPlan, estimate
-        from llava.imagechain.files import read_json
-        from llava.imagechain.story import load_stories
-        from llava.imagechain.variants import get_variant
-        from llava.model.builder import load_tokenizer
-        from llava.train.train import example_settings, tokens_per_scene
+        from llava.train.train import example_settings
 
+        loaded, source = self._load(), str(task.settings["stories"])
+        # The command's checks want a model and stories that are there; the settings do not depend on them.
+        there = {"model_name_or_path": str(published.TEMPLATE), "stories": HUB_DATASET}
+        groups = train_groups(dataclasses.replace(task, settings=task.settings | there))
         model, data, settings = groups
-        folder = str(model.model_name_or_path)
-        model_config = SimpleNamespace(**read_json(Path(folder) / "config.json"))
+        model_config = loaded.model.config
         settle_decisions(model_config, asked_of(model), trained=False)
         variant = get_variant(str(data.variant), data.variant_set)
-        made = example_settings(groups, variant, model_config, tokens_per_scene(model_config, folder))
-        stories = load_stories(str(data.stories), "train", data.context)
+        made = example_settings(groups, variant, model_config, loaded.model.get_vision_tower().num_patches)
+        stories = self._read(source, "train", data.context)
         examples = StoryExamples(
-            stories[: data.limit] if data.limit else stories, variant, load_tokenizer(folder), None, made
+            stories[: data.limit] if data.limit else stories, variant, loaded.tokenizer, None, made
         )
         plan = TrainPlan(
             lora_rank=model.lora_r if model.lora_enable else None,
@@ -165,9 +197,7 @@ class Costs:
             max_steps=settings.max_steps if settings.max_steps > 0 else None,
             tower_runs=data.feature_cache is None,
         )
-        found = estimate(
-            self._model(folder), examples.lengths, plan, frames=examples.num_frames(), tflops=self.config.tflops
-        )
+        found = estimate(loaded.model, examples.lengths, plan, frames=examples.num_frames(), tflops=self.config.tflops)
         # The result, and in every checkpoint that is kept the weights again with Adam's two moments, float32.
         kept = (
             0
@@ -176,16 +206,26 @@ class Costs:
         )
         return Need(
             stories=len(examples), gpu_hours=found.seconds / 3600, epochs=settings.num_train_epochs,
-            disk_bytes=found.trainable * (4 + 12 * kept),
+            disk_bytes=found.trainable * (4 + 12 * kept), published=self._rests_on_publications(source),
         )  # fmt: skip
 
-    def _prediction(self, job: Any) -> dict[int, Need]:
-        from eval.predict.run import make_examples, model_without_weights
+    def _prediction(self, task: Task) -> dict[int, Need]:
+        from eval.predict.job import Job, PredictConfig
+        from eval.predict.run import follow_decisions, make_examples
         from llava.imagechain.estimate import PredictPlan, estimate
 
-        config = dataclasses.replace(job.config, feature_cache=None)
-        job = dataclasses.replace(job, config=config)
-        loaded = model_without_weights(job)
+        base, source = places_of(self.config).model, str(task.settings["stories"])
+        config = build_config(
+            PredictConfig,
+            [task.settings, {"checkpoint": base, "base": None, "output_dir": SPARE, "feature_cache": None}],
+        )
+        variant, loaded = get_variant(config.variant, config.variant_set), self._load()
+        job = Job(
+            config=config, variant=variant, stories=self._read(source, config.split, config.context),
+            demonstrations=self._read(source, "train", config.context) if variant.demonstrations else None,
+            identity={}, trained={}, done={}, skipped=set(), finished=False,
+        )  # fmt: skip
+        follow_decisions(job, loaded.model.config)
         examples = make_examples(job, loaded)
         counts = examples.num_frames()
         plan = PredictPlan(batch_size=config.batch_size, max_new_tokens=config.max_new_tokens)
@@ -199,6 +239,35 @@ class Costs:
             frames = [counts[number] for number in numbers] if tower else None
             found = estimate(loaded.model, lengths, plan, frames=frames, tflops=self.config.tflops)
             needs[scenes] = Need(
-                stories=len(numbers), gpu_hours=found.seconds / 3600, disk_bytes=BYTES_A_ROW * len(numbers)
-            )
+                stories=len(numbers), gpu_hours=found.seconds / 3600, disk_bytes=BYTES_A_ROW * len(numbers),
+                published=self._rests_on_publications(source),
+            )  # fmt: skip
         return needs
+
+    def _mementos(self, task: Task) -> Need:
+        from eval.mementos.data import load_benchmark
+        from eval.mementos.predict import MementosConfig, usable_samples
+        from eval.mementos.sequences import settle
+        from llava.imagechain.estimate import PredictPlan, estimate
+
+        loaded, config = self._load(), build_config(MementosConfig, [task.settings])
+        showing = settle(
+            get_variant(config.variant), config.max_scenes, config.frames, config.earlier_text, config.question
+        )
+        there = config.data.is_dir()
+        if there:
+            described, _ = usable_samples(config, load_benchmark(config.data, config.domains), showing)
+            frames = [[len(scene) for scene in one.scenes] for one in described]
+        elif self.config.paper:
+            self.absent[str(config.data)] = published.MEMENTOS_IN_WORDS
+            frames = published.mementos_frames(showing)
+        else:
+            raise FileNotFoundError(f"{config.data} is not there")
+        lengths = [len(each) * loaded.model.get_vision_tower().num_patches + 150 for each in frames]
+        answers = max(map(len, frames), default=1) if showing.earlier_text == "own" else 1
+        plan = PredictPlan(batch_size=config.batch_size, max_new_tokens=config.max_new_tokens * answers)
+        found = estimate(loaded.model, lengths, plan, frames=list(map(sum, frames)), tflops=self.config.tflops)
+        return Need(
+            stories=len(frames), gpu_hours=found.seconds / 3600, disk_bytes=2 * BYTES_A_ROW * len(frames),
+            published=not there or published.known_model(places_of(self.config).model) is not None,
+        )  # fmt: skip

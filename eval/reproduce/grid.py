@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.reproduce.published import MODELS, known_model
 from eval.runs import CONTROLS
 from llava.imagechain.config import ConfigError, nearest, option
 from llava.imagechain.estimate import DEFAULT_TFLOPS
@@ -178,25 +178,7 @@ def check(config: GridConfig) -> None:
     """
     problems: list[str] = []
     if not config.world:
-        needed: Sequence[tuple[str, Any, str]] = (
-            ("model", config.model, "the folder of the LLaVA model to start from"),
-            ("stories", config.stories, f"a StoryFrames folder (scripts/storyframes/build.sh), or {HUB_DATASET}"),
-            (
-                "mementos",
-                config.mementos or "table3" not in config.results,
-                "the benchmark's folder; or leave table3 out",
-            ),
-        )
-        problems += [f"--{name} is required: {what}" for name, value, what in needed if not value]
-        if config.model and not (config.model / "config.json").is_file():
-            problems.append(f"model: {config.model} is not a model folder (no config.json in it)")
-        data: dict[str, Any] = {"stories": config.stories, "other_split": config.other_split}
-        data |= {"mementos": config.mementos} if "table3" in config.results else {}
-        problems += [
-            f"{name}: {folder} is not a folder" + (f"; {HUB_DATASET} is the published one" if name == "stories" else "")
-            for name, folder in data.items()
-            if folder and folder != HUB_DATASET and not Path(folder).is_dir()
-        ]
+        problems += _missing_inputs(config)
     problems += [
         f"{name}: settings (name: value) were wanted, found {getattr(config, name)!r}"
         for name in ("train", "predict", "mementos_predict", "keywords")
@@ -220,6 +202,33 @@ def check(config: GridConfig) -> None:
         problems.append(str(error))
     if problems:
         raise ConfigError("\n  - ".join(["nothing was done:", *problems]) if len(problems) > 1 else problems[0])
+
+
+def _missing_inputs(config: GridConfig) -> list[str]:
+    """Say what the grid starts from and is not there; for a plan, what was published need not be."""
+    needed: dict[str, tuple[Any, str]] = {
+        "model": (config.model, "the folder of the LLaVA model to start from"),
+        "stories": (config.stories, f"a StoryFrames folder (scripts/storyframes/build.sh), or {HUB_DATASET}"),
+    }
+    if "table3" in config.results:
+        needed["mementos"] = (config.mementos, "the benchmark's folder; or leave table3 out")
+    problems = [f"--{name} is required: {what}" for name, (value, what) in needed.items() if not value]
+    if config.model and not (config.model / "config.json").is_file():
+        known = known_model(config.model)
+        if not known:
+            problems.append(
+                f"model: {config.model} is not a model folder (no config.json in it); --dry-run knows "
+                f"{', '.join(MODELS)} without their files"
+            )
+        elif not config.dry_run:
+            problems.append(f"model: {config.model} is not there; download {known} into it")
+    folders: dict[str, Any] = {name: value for name, (value, _) in needed.items() if name != "model"}
+    problems += [
+        f"{name}: {folder} is not a folder" + (f"; {HUB_DATASET} is the published one" if name == "stories" else "")
+        for name, folder in (folders | {"other_split": config.other_split}).items()
+        if folder and folder != HUB_DATASET and not Path(folder).is_dir() and not (config.dry_run and config.paper)
+    ]
+    return problems
 
 
 def in_repository(path: Path) -> Path:

@@ -141,8 +141,14 @@ def _cell_state(predicted: State, judged: State, there: int, scored: int, storie
     )
 
 
-def to_text(sections: dict[str, list[Entry]], output: Path, tflops: float) -> str:
-    """Return the plan as lines, a detail that several cells of a run share printed once."""
+def to_text(sections: dict[str, list[Entry]], output: Path, costs: Costs) -> str:
+    """Return the plan as lines, a detail that several cells of a run share printed once.
+
+    Args:
+        sections: From `entries_of`.
+        output: The grid's folder.
+        costs: What the entries were estimated with.
+    """
     lines = [f"Plan of {output}"]
     counts = ("stories", "predicted", "judged", "GPU h", "disk", "calls", "$")
     heads: dict[str, tuple[str, ...]] = {
@@ -154,15 +160,17 @@ def to_text(sections: dict[str, list[Entry]], output: Path, tflops: float) -> st
         if entries:
             rows = [("state", *heads[name]), *(_row(name, entry) for entry in entries)]
             lines += ["", *_columns(rows, [""] + [entry.detail for entry in entries])]
-    speed = f"GPU hours are those of one GPU at {tflops:g} useful TFLOP/s (--tflops): a lower bound"
-    return "\n".join([*lines, "", *totals(sections), speed])
+    notes = [f"GPU hours are those of one GPU at {costs.config.tflops:g} useful TFLOP/s (--tflops): a lower bound"]
+    notes += [f"* {path} is not on this disk; published: {words}" for path, words in costs.absent.items()]
+    return "\n".join([*lines, "", *totals(sections), *notes])
 
 
 def _row(section: str, entry: Entry) -> tuple[str, ...]:
     need, named = entry.need, (entry.kind, *entry.words)
-    device = (_hours(need.gpu_hours), _size(need.disk_bytes)) if need else ("?", "?")
-    asked = (f"{need.calls:,}", "?" if need.usd is None else _dollars(need.usd)) if need else ("?", "?")
-    stories = str(need.stories) if need else "?"
+    mark = "*" if need and need.published else ""
+    device = (_hours(need.gpu_hours) + mark, _size(need.disk_bytes) + mark) if need else ("?", "?")
+    asked = (f"{need.calls:,}{mark}", "?" if need.usd is None else _dollars(need.usd) + mark) if need else ("?", "?")
+    stories = f"{need.stories}{mark}" if need else "?"
     if section == "cells":
         there, scored = entry.counts or (0, 0)
         return *named, stories, str(there), str(scored), *device, *asked
@@ -209,9 +217,10 @@ def _counted(kinds: collections.Counter[str]) -> str:
 
 
 def _sum(need: Need) -> str:
+    mark = "*" if need.published else ""
     return (
-        f"{_hours(need.gpu_hours)} GPU hours, {_size(need.disk_bytes)} of disk, {need.calls:,} calls of the judge, "
-        f"{_dollars(need.usd)}"
+        f"{_hours(need.gpu_hours)}{mark} GPU hours, {_size(need.disk_bytes)}{mark} of disk, {need.calls:,}{mark} calls "
+        f"of the judge, {_dollars(need.usd)}"
     )
 
 

@@ -6,23 +6,27 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import logging
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from eval.reproduce.states import State, first_line, forget
+from eval.reproduce.states import State, first_line, fitting_gpus, forget
 from eval.reproduce.tasks import Task
 from llava.imagechain.config import ConfigError
 from llava.imagechain.manifest import redact
 
 Ending = Literal["kept", "made", "failed", "blocked", "left out", "stopped"]
-PATIENCE_S = 120  # that an interrupted task may take to write what it has
+PATIENCE_S = 240  # that an interrupted task may take to write what it has; Slurm asks 300 s before the end
+TORCHRUN_S = 40  # that torchrun takes to end its processes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +50,10 @@ class Running:
     log: Path
     started: float
 
-
-class Stopped(BaseException):
-    """A signal asked to stop."""
+    @property
+    def by_file(self) -> bool:
+        """It is asked to stop by a file: torchrun answers a signal by ending its processes."""
+        return self.task.kind == "train" and len(self.gpus) > 1
 
 
 @contextlib.contextmanager
@@ -69,11 +74,15 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[IO[str]]:
         except BlockingIOError as error:
             file.seek(0)
             raise ConfigError(
-                f"{folder} is in use by another run ({file.read().strip() or 'unknown'}); wait for its end, stop it, "
-                "or take another --output-dir"
+                f"{folder} is in use by another run ({file.read().strip() or 'of a job array'}); wait for its end, "
+                "stop it, or take another --output-dir"
             ) from error
+        except OSError as error:
+            logger.error(
+                "%s: this file system has no locks (%s): let one run at a time work there", folder, error.strerror
+            )
+        file.truncate(0)
         if not shared:
-            file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
             file.flush()
         yield file
@@ -85,6 +94,7 @@ class Runner:
     Args:
         tasks: In an order in which each stands after what it needs.
         state_of: Reads a task's state from disk.
+        only: Names of those to run; what they need of the others has to be done already. Empty: all.
         locks: Open lock files, which the tasks inherit.
         logs_dir: Folder of the logs.
         gpus: Numbers of the GPUs; without any, one task at a time.
@@ -97,18 +107,22 @@ class Runner:
         tasks: Sequence[Task],
         state_of: Callable[[Task], State],
         *,
+        only: Collection[str] = (),
         locks: Sequence[IO[str]],
         logs_dir: Path,
         gpus: Sequence[str] = (),
         redo_changed: bool = False,
         expect: Callable[[Task], float | None] = lambda task: None,
     ) -> None:
-        self.tasks, self.state_of, self.locks, self.logs_dir = list(tasks), state_of, tuple(locks), logs_dir
+        self.by_name = {task.name: task for task in tasks}
+        self.tasks = [task for task in tasks if not only or task.name in only]
+        self.state_of, self.locks, self.logs_dir = state_of, tuple(locks), logs_dir
         self.free, self.gpus, self.redo_changed, self.expect = list(gpus), tuple(gpus), redo_changed, expect
         self.outcomes: dict[str, Outcome] = {}
+        self.changed: dict[str, bool] = {}
         self.running: list[Running] = []
-        self.started = self.shown = time.time()
-        self.gently = False
+        self.started = self.shown = time.monotonic()
+        self.signals = 0
 
     def run(self) -> list[Outcome]:
         """Run all tasks.
@@ -116,20 +130,17 @@ class Runner:
         Returns:
             One outcome a task, in order; after a signal those that did not come to their turn are "stopped".
         """
-        before = {
-            number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        }
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = {number: signal.signal(number, self._count_signal) for number in numbers}
         try:
-            while len(self.outcomes) < len(self.tasks):
+            while len(self.outcomes) < len(self.tasks) and not self.signals:
                 progress = self._start_some()
                 progress |= self._collect()
                 if not progress:
                     self._show_running()
                     time.sleep(0.2)
-        except Stopped:
-            for number in before:
-                signal.signal(number, signal.SIG_IGN)
-            self._end_running()
+            if self.signals:
+                self._end_running()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -137,44 +148,71 @@ class Runner:
             self.outcomes.setdefault(task.name, Outcome(task=task, ending="stopped"))
         return [self.outcomes[task.name] for task in self.tasks]
 
-    def _stop(self, number: int, frame: Any) -> None:
-        self.gently = number == signal.SIGUSR1
-        raise Stopped
+    def _count_signal(self, number: int, frame: Any) -> None:
+        self.signals += 1
 
     def _start_some(self) -> bool:
-        """Start or settle the tasks whose turn it is; tell whether anything happened."""
+        """Start or settle a task whose turn it is; tell whether there was one."""
+        waiting = {task.name for task in self.tasks} - self.outcomes.keys()
         at_work = {running.task.name for running in self.running}
         for task in self.tasks:
-            if task.name in self.outcomes or task.name in at_work:
+            if task.name not in waiting or task.name in at_work:
                 continue
-            lacking = [name for name in task.needs if name in self.outcomes and not self._is_there(name)]
-            if lacking:
-                left_out = self.outcomes[lacking[0]].ending == "left out"
-                self._settle(task, "left out" if left_out else "blocked", f"needs {', '.join(lacking)}")
+            if any(self._is_missing(name) for name in task.needs if name in self.outcomes):
+                self._block(task)
                 return True
-            waits = [name for name in (*task.needs, *task.after) if name in self._names - self.outcomes.keys()]
-            if waits or not self._has_room(task):
+            if waiting.intersection((*task.needs, *task.after)) or not self._has_room(task):
                 continue
-            state = self.state_of(task)
-            if state.kind == "left out" or (state.kind == "done" and task.kind != "result"):
-                self._settle(task, "kept" if state.kind == "done" else "left out", state.detail)
-            elif state.kind == "changed" and not self.redo_changed:
-                self._settle(task, "failed", f"{state.detail}; --redo-changed makes it anew")
-            elif task.kind == "result" and not any(
-                (Path(run) / "predictions.jsonl").is_file() for run in task.settings["runs"]
-            ):
-                self._settle(task, "blocked", "none of its runs is there")
+            if any(map(self._is_missing, task.needs)):
+                self._block(task)
             else:
-                self._start(task, redo=state.kind == "changed")
+                self._settle_or_start(task)
             return True
         return False
 
-    @property
-    def _names(self) -> set[str]:
-        return {task.name for task in self.tasks}
+    def _is_missing(self, name: str) -> bool:
+        """Tell whether a task that is settled, or not one of this run, has left nothing to go on with."""
+        if name in self.outcomes:
+            return self.outcomes[name].ending not in ("kept", "made")
+        return self.state_of(self.by_name[name]).kind != "done"
 
-    def _is_there(self, name: str) -> bool:
-        return self.outcomes[name].ending in ("kept", "made")
+    def _block(self, task: Task) -> None:
+        lacking = [name for name in task.needs if self._is_missing(name)]
+        left_out = lacking[0] in self.outcomes and self.outcomes[lacking[0]].ending == "left out"
+        self._settle(task, "left out" if left_out else "blocked", f"needs {', '.join(lacking)}")
+
+    def _settle_or_start(self, task: Task) -> None:
+        state = self.state_of(task)
+        redo = state.kind == "changed" and self.redo_changed
+        if task.kind == "result":
+            task = self._with_its_runs(task)
+        if state.kind == "left out" or (state.kind == "done" and task.kind != "result"):
+            self._settle(task, "kept" if state.kind == "done" else "left out", state.detail)
+        elif state.kind == "changed" and not redo:
+            self.changed[task.name] = True
+            self._settle(task, "failed", f"{state.detail}; --redo-changed makes it anew")
+        elif task.kind == "result" and not task.settings["runs"]:
+            self._settle(task, "blocked", "none of its runs is there")
+        else:
+            try:
+                self._start(task, redo=redo)
+            except OSError as error:  # such as a full disk: the log cannot be written
+                self._settle(task, "failed", f"it could not be started: {error}")
+
+    def _with_its_runs(self, task: Task) -> Task:
+        """Return a result's task with those of its runs that are there; without those of other settings."""
+        runs = dict(zip(task.settings["runs"], task.after, strict=True))
+        there = [run for run in runs if (Path(run) / "predictions.jsonl").is_file()]
+        if other := [run for run in there if self._is_changed(runs[run])]:
+            say(f"          not in {task.name}, made with other settings: {', '.join(map(os.path.basename, other))}")
+        return dataclasses.replace(task, settings=task.settings | {"runs": [run for run in there if run not in other]})
+
+    def _is_changed(self, name: str) -> bool:
+        """Tell whether a task, or one that it rests on, was made with other settings or from other inputs."""
+        if name not in self.changed:
+            own = name not in self.outcomes and self.state_of(self.by_name[name]).kind == "changed"
+            self.changed[name] = own or any(map(self._is_changed, self.by_name[name].needs))
+        return self.changed[name]
 
     def _has_room(self, task: Task) -> bool:
         """A task gets GPUs when it can use some; of those that cannot, one is at work at a time."""
@@ -183,14 +221,13 @@ class Runner:
         return not any(not running.gpus for running in self.running)
 
     def _start(self, task: Task, *, redo: bool) -> None:
-        count = min(task.gpus, len(self.gpus))
-        taken, self.free = self.free[:count], self.free[count:]
-        words = task.command(len(taken), redo=redo)
+        count = fitting_gpus(task, min(task.gpus, len(self.gpus)))
+        words = task.command(count, redo=redo)
         log = self.logs_dir / f"{task.name.replace('/', '-')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = dict(os.environ)
-        if taken:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+        if count:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.free[:count])
         with log.open("ab") as file:
             file.write(f"\n$ {shlex.join(redact(words))}\n".encode())
             file.flush()
@@ -198,7 +235,8 @@ class Runner:
                 words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True, pass_fds=[lock.fileno() for lock in self.locks], preexec_fn=_follow_parent,
             )  # fmt: skip
-        self.running.append(Running(task=task, process=process, gpus=taken, log=log, started=time.time()))
+        taken, self.free = self.free[:count], self.free[count:]
+        self.running.append(Running(task=task, process=process, gpus=taken, log=log, started=time.monotonic()))
 
     def _collect(self) -> bool:
         """Settle the tasks that ended."""
@@ -206,8 +244,9 @@ class Runner:
         for running in ended:
             self.running.remove(running)
             self.free += running.gpus
+            _signal(running.process, signal.SIGKILL)  # what it may have left behind
             forget()
-            status, seconds = running.process.returncode, time.time() - running.started
+            status, seconds = running.process.returncode, time.monotonic() - running.started
             state = self.state_of(running.task)
             if status == 0 and state.kind == "done":
                 self._settle(running.task, "made", "", running.log, seconds)
@@ -226,7 +265,7 @@ class Runner:
         took = f"{duration(seconds)}; " if seconds else ""
         line = f"[{len(self.outcomes):>3}/{len(self.tasks)}] {ending:8} {task.name}"
         if ending in ("made", "failed"):
-            line += f" ({took}{duration(time.time() - self.started)} so far{self._remaining()})"
+            line += f" ({took}{duration(time.monotonic() - self.started)} so far{self._remaining()})"
         if ending in ("failed", "blocked", "left out"):
             line += f"\n          {first_line(reason)}"
         say(line, clear=True)
@@ -247,9 +286,9 @@ class Runner:
 
     def _show_running(self) -> None:
         every_s = 1 if sys.stderr.isatty() else 60
-        if not self.running or time.time() - self.shown < every_s:
+        if not self.running or time.monotonic() - self.shown < every_s:
             return
-        self.shown = time.time()
+        self.shown = time.monotonic()
         now = ", ".join(f"{one.task.name} {duration(self.shown - one.started)}" for one in self.running)
         say(
             f"[{len(self.outcomes):>3}/{len(self.tasks)}] at work: {now}{self._remaining()}",
@@ -257,21 +296,32 @@ class Runner:
         )
 
     def _end_running(self) -> None:
-        """Ask what is at work to stop, wait, and say what it became."""
+        """Ask what is at work to stop, wait, and end it; a second signal ends it at once."""
         names = ", ".join(running.task.name for running in self.running) or "nothing at work"
-        say(f"stopping ({names}); what is done is kept", clear=True)
+        say(f"stopping ({names}); what is done is kept; once more stops at once", clear=True)
         for running in self.running:
-            if self.gently and running.task.kind == "train":
-                (running.task.folder / "stop").touch()  # it finishes its step and writes a checkpoint
-            else:
+            if not running.by_file:
                 _signal(running.process, signal.SIGINT)
-        deadline = time.time() + (PATIENCE_S * (2 if self.gently else 1))
+        self._wait(PATIENCE_S, until_signal=self.signals + 1)
         for running in self.running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                running.process.wait(max(0.1, deadline - time.time()))
+            _signal(running.process, signal.SIGTERM)
+        self._wait(TORCHRUN_S)
+        for running in self.running:
             _signal(running.process, signal.SIGKILL)
             running.process.wait()
         self.running.clear()
+
+    def _wait(self, seconds: float, until_signal: int | None = None) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.signals != until_signal:
+            alive = [running for running in self.running if running.process.poll() is None]
+            for running in alive if until_signal else ():
+                if running.by_file:  # again and again, since a training that begins takes an older request away
+                    with contextlib.suppress(OSError):
+                        (running.task.folder / "stop").touch()
+            if not alive:
+                return
+            time.sleep(0.2)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

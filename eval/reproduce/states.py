@@ -8,13 +8,11 @@ import functools
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from eval.judge.base import Judge, JudgeSettings, load_judge
 from eval.reproduce.grid import in_repository
 from eval.reproduce.tasks import Task, flags
 from eval.runs import PREDICTIONS, read_run
-from llava.imagechain.config import ConfigError, build_config
+from llava.imagechain.config import ConfigError, build_config, read_yaml
 from llava.imagechain.files import read_json, read_jsonl, sha256_file, sha256_json, sha256_model
 
 Kind = Literal["done", "partly", "missing", "failed", "changed", "left out"]
@@ -27,7 +25,9 @@ PRODUCTS = {
 }
 RESULT_FILES = {"table1": "table1.md", "table2": "table2.md", "table3": "table3.md", "figure5": "figure5.png",
                 "report": "report.html", "ablations": "ablations.md"}  # fmt: skip
-NOT_COMPARED = {"config", "output_dir", "output", "overwrite", "data", "batch_size"}
+# Settings that do not decide the result, and paths: of files the hashes are compared, folders have tasks of their own.
+NOT_COMPARED = {"config", "output_dir", "output", "overwrite", "data", "batch_size", "annotations", "videos", "world",
+                "predictions"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +76,9 @@ def judge_of(path: Path) -> Judge:
     """Return the judge that a settings file of eval.simrate names.
 
     Raises:
-        ConfigError: The file names no usable judge.
+        ConfigError: It is no such file, or names no usable judge.
     """
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: settings of eval.simrate (name: value) were wanted")
+    settings = read_yaml(str(path))
     names = {field.name for field in dataclasses.fields(JudgeSettings)}
     judge = load_judge(str(settings.get("judge", "simrate")))
     return judge.with_environment().with_settings(**{name: value for name, value in settings.items() if name in names})
@@ -89,7 +87,9 @@ def judge_of(path: Path) -> Judge:
 def _manifest(folder: Path, name: str = "run.json") -> dict[str, Any] | None:
     path = folder / name
     found = read_json(path) if path.is_file() else None
-    return found if isinstance(found, dict) else None
+    if found is not None and not (isinstance(found, dict) and isinstance(found.get("config"), dict)):
+        raise ValueError(f"{path} does not say how its folder was made; remove the folder to make it anew")
+    return found
 
 
 def _unfinished(run: dict[str, Any]) -> State:
@@ -105,18 +105,20 @@ def _made_state(task: Task) -> State:
     run = _manifest(task.folder, name)
     if run is None:
         return State(kind="missing")
-    before = run.get("config", {})
+    before = run["config"]
     wanted: dict[str, Any] = {}
     for path in task.settings.get("config", ()):
-        wanted |= yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        wanted |= read_yaml(path)
     wanted |= task.settings
     changes = [
         f"{key} was {before[key]!r}, is {value!r}"
         for key, value in wanted.items()
-        if key in before and key not in NOT_COMPARED and _words(before[key]) != _words(value)
+        if key in before and key not in NOT_COMPARED and _listed(before[key]) != _listed(value)
     ]
+    named = {Path(word).name: Path(word) for value in task.settings.values() for word in _listed(value)}
     for entry in run.get("inputs", ()):
         path = Path(str(entry.get("path")))
+        path = named.get(path.name, path)  # the grid may have been moved since
         if entry.get("sha256") and (not path.is_file() or sha256_file(path) != entry["sha256"]):
             changes.append(f"{path.name} has changed")
     if changes:
@@ -127,8 +129,8 @@ def _made_state(task: Task) -> State:
     return State(kind="done") if not product or (task.folder / product).exists() else State(kind="partly")
 
 
-def _words(value: Any) -> Any:
-    return [str(item) for item in value] if isinstance(value, (list, tuple)) else str(value)
+def _listed(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
 
 
 def is_model(folder: str | Path) -> bool:
@@ -155,6 +157,17 @@ def train_groups(task: Task) -> Any:
         data = groups[1]
         groups[2].num_train_epochs = get_variant(str(data.variant), data.variant_set).num_epochs(data.context)
     return groups
+
+
+def fitting_gpus(task: Task, most: int) -> int:
+    """Return how many of the GPUs a task can use: a training's global batch has to come out even."""
+    if task.kind != "train" or most < 2:
+        return most
+    try:
+        steps = train_groups(task)[2].gradient_accumulation_steps  # on one GPU
+    except ConfigError:  # the command says what is wrong
+        return most
+    return max(number for number in range(1, most + 1) if steps % number == 0)
 
 
 @functools.lru_cache(maxsize=64)
@@ -187,7 +200,7 @@ def _train_state(task: Task) -> State:
     run = _manifest(task.folder)
     if run is None:
         return State(kind="missing")
-    now, before = as_json(groups), run.get("config", {})
+    now, before = as_json(groups), run["config"]
     for name in ("use_cpu", "bf16"):  # where the plan is made need not be where the training runs
         now[name] = before.get(name)
     data = groups[1]

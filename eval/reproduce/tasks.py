@@ -57,8 +57,6 @@ class Task:
         if self.kind == "train" and gpus > 1:
             python += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
             settings.setdefault("deepspeed", str(in_repository(Path("configs/deepspeed/zero3.json"))))
-        if self.kind == "result":
-            settings["runs"] = [path for path in settings["runs"] if (Path(path) / "predictions.jsonl").is_file()]
         if redo:
             settings["overwrite"] = True
         return [*python, "-m", self.module, *flags(settings, underscores=self.kind == "train")]
@@ -224,6 +222,7 @@ def predict_task(config: GridConfig, places: Places, cell: Cell) -> Task:
     folder = places.output / "runs" / cell.name
     settings: dict[str, Any] = {
         "checkpoint": str(places.training(cell)),
+        "base": str(places.model) if cell.training else None,
         "variant": cell.variant,
         "control": cell.control,
         "stories": places.of(cell.ablation),
@@ -236,8 +235,8 @@ def predict_task(config: GridConfig, places: Places, cell: Cell) -> Task:
     }
     return Task(
         name=f"predict/{cell.name}", stage="predict", kind="predict", module="eval.predict", settings=settings,
-        folder=folder, needs=(*needed_data(places, cell.ablation), f"train/{cell.training}"), gpus=1, cell=cell,
-        ablation=cell.ablation,
+        folder=folder, needs=(*needed_data(places, cell.ablation), f"train/{cell.training}"), cell=cell,
+        gpus=int(config.predict.get("tensor_parallel_size", 1)), ablation=cell.ablation,
     )  # fmt: skip
 
 
@@ -256,6 +255,7 @@ def mementos_predict(config: GridConfig, places: Places, cell: Cell) -> Task:
     folder = places.output / "mementos" / cell.name
     settings = {
         "checkpoint": str(places.training(cell)),
+        "base": str(places.model) if cell.training else None,
         "variant": cell.variant,
         "data": str(places.mementos),
         **config.mementos_predict,

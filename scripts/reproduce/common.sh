@@ -2,11 +2,11 @@
 # Sourced by the scripts of this folder. Everything is done by python -m eval.reproduce; see docs/reproduce.md.
 #
 # Settings (environment) of all of them, unless --world is given:
-#   MODEL     folder of the LLaVA model to start from, such as models/llava-v1.6-vicuna-7b
-#   STORIES   StoryFrames folder, or ingoziegler/StoryFrames
-#   MEMENTOS  folder of the Mementos benchmark (Table 3)
-#   OUTPUT    folder of everything that is made   [runs/reproduce, with --world runs/reproduce-world]
-#   GRID      grid files, separated by spaces     [configs/reproduce/paper.yaml, with --world world.yaml]
+#   MODEL     folder of the LLaVA model to start from                  [models/llava-v1.6-vicuna-7b]
+#   STORIES   StoryFrames folder, or ingoziegler/StoryFrames           [data/StoryFrames]
+#   MEMENTOS  folder of the Mementos benchmark (Table 3)               [data/mementos]
+#   OUTPUT    folder of everything that is made                        [runs/reproduce, with --world runs/reproduce-world]
+#   GRID      grid files, separated by spaces                          [configs/reproduce/paper.yaml, with --world world.yaml]
 
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"

@@ -1,5 +1,6 @@
 """Running tasks: order, failures, locks, GPUs, stopping; the commands are a stand-in that writes a file."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,15 +17,22 @@ from eval.reproduce.tasks import Task
 from llava.imagechain.config import ConfigError
 
 STAND_IN = """
-    import argparse, os, pathlib, sys, time
+    import argparse, os, pathlib, signal, sys, time
     parser = argparse.ArgumentParser()
-    for name in ("--folder", "--fail", "--wait", "--meet", "--overwrite"):
+    for name in ("--folder", "--fail", "--wait", "--meet", "--overwrite", "--leave", "--deaf"):
         parser.add_argument(name, nargs="?", const="yes")
     given = parser.parse_args()
     folder = pathlib.Path(given.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     (folder / "began").touch()
+    if given.leave:
+        import subprocess
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+        (folder / "left").write_text(str(child.pid))
+    if given.deaf:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        (folder / "began").write_text("deaf")
     time.sleep(float(given.wait or 0))
     end = time.time() + 300
     while given.meet and not pathlib.Path(given.meet, "began").exists() and time.time() < end:
@@ -104,6 +112,33 @@ def test_other_settings_are_refused_unless_asked_for(stand_in):
     assert run([task(stand_in, "a")], stand_in, state_of=changed, redo_changed=True)["a"].ending == "made"
 
 
+def test_what_a_task_needs_of_others_has_to_be_done_when_it_runs_alone(stand_in):
+    tasks = [task(stand_in, "a"), task(stand_in, "b", needs=("a",))]
+    found = run(tasks, stand_in, only=["b"])
+    assert [(outcome.ending, outcome.reason) for outcome in found.values()] == [("blocked", "needs a")]
+    run(tasks, stand_in, only=["a"])
+    assert run(tasks, stand_in, only=["b"])["b"].ending == "made"
+
+
+def test_a_task_that_cannot_be_started_stops_no_other(stand_in):
+    (stand_in / "logs").mkdir()
+    (stand_in / "logs" / "a.log").mkdir()
+    found = run([task(stand_in, "a", gpus=1), task(stand_in, "b", gpus=1)], stand_in, gpus=["0"])
+    assert (found["a"].ending, found["b"].ending) == ("failed", "made")
+    assert "could not be started" in found["a"].reason
+
+
+def test_processes_that_a_task_leaves_behind_are_ended(stand_in):
+    run([task(stand_in, "a", settings={"leave": "yes"})], stand_in)
+    number = int((stand_in / "a" / "left").read_text())
+
+    def gone():
+        state = Path(f"/proc/{number}/stat")
+        return not state.is_file() or state.read_text().split()[2] == "Z"
+
+    wait_for(gone)
+
+
 def test_tasks_share_the_gpus_and_run_at_the_same_time(stand_in):
     tasks = [
         task(stand_in, name, gpus=1, settings={"meet": str(stand_in / other)}) for name, other in ("ab", "ba")
@@ -130,20 +165,37 @@ def test_a_second_run_of_a_folder_is_refused_and_shared_ones_are_not(tmp_path):
         pass
 
 
+def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
+    def no_locks(file, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with locked(tmp_path):
+        assert "no locks (No locks available)" in caplog.text
+
+
+def test_a_refusal_names_who_is_there_now(tmp_path):
+    with locked(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} on"), locked(tmp_path):
+        pass
+    with locked(tmp_path, shared=True), pytest.raises(ConfigError, match="of a job array"), locked(tmp_path):
+        pass
+
+
 PROGRAM = """
     import sys
     sys.path[:0] = [{tests!r}]
     import test_reproduce_runner as helpers
     from pathlib import Path
     folder = Path({folder!r})
-    tasks = [helpers.task(folder, "slow", settings={{"wait": "600"}}), helpers.task(folder, "next", needs=("slow",))]
+    tasks = [helpers.task(folder, "slow", settings={settings!r}), helpers.task(folder, "next", needs=("slow",))]
     found = helpers.run(tasks, folder)
     print({{name: outcome.ending for name, outcome in found.items()}})
 """
 
 
-def start(folder):
-    code = textwrap.dedent(PROGRAM.format(tests=str(Path(__file__).parent), folder=str(folder)))
+def start(folder, **settings):
+    settings = {"wait": "300"} | settings
+    code = textwrap.dedent(PROGRAM.format(tests=str(Path(__file__).parent), folder=str(folder), settings=settings))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (folder / "slow" / "began").is_file())
     return process
@@ -166,6 +218,17 @@ def test_a_signal_ends_the_task_at_work_and_says_what_was_not_reached(stand_in, 
     assert not (stand_in / "slow" / "done").exists()
     with locked(stand_in):
         pass
+
+
+def test_a_second_signal_does_not_wait_for_a_task_that_does_not_end(stand_in):
+    process = start(stand_in, deaf="yes")
+    wait_for(lambda: (stand_in / "slow" / "began").read_text() == "deaf")
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert "{'slow': 'stopped', 'next': 'stopped'}" in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a child that ends with its parent is Linux's")

@@ -1,5 +1,6 @@
 """Job arrays with stand-ins for Slurm: lines, dependencies, what is left out, and elements that are queued again."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -62,11 +63,11 @@ def test_stages_are_arrays_that_wait_for_each_other(tmp_path, cluster, capsys):
     assert "--gpus-per-node=1" in lines[2]
     assert "--gpus-per-node" not in lines[3]
     assert all("--partition=gpu" in line for line in lines)
-    listed = (tmp_path / "out/slurm/train.txt").read_text().splitlines()
+    listed = (tmp_path / "out/slurm/1/train.txt").read_text().splitlines()
     assert len(listed) == 16
     assert listed[0] == "train/mllm_ft-c2_7-seed0"
-    assert len((tmp_path / "out/slurm/judge.txt").read_text().splitlines()) == 1
-    assert yaml.safe_load((tmp_path / "out/slurm/grid.yaml").read_text())["world"] is True
+    assert len((tmp_path / "out/slurm/1/judge.txt").read_text().splitlines()) == 1
+    assert yaml.safe_load((tmp_path / "out/slurm/1/grid.yaml").read_text())["world"] is True
     assert "101, 102" in capsys.readouterr().out
 
 
@@ -80,7 +81,7 @@ def test_finished_tasks_are_not_submitted(tmp_path, cluster):
     assert len(lines) == 4
     assert "--array=0-1 " in lines[0]
     assert "--dependency" not in lines[0]
-    assert not done & set((tmp_path / "out/slurm/train.txt").read_text().split())
+    assert not done & set((tmp_path / "out/slurm/1/train.txt").read_text().split())
 
 
 def test_a_dry_run_prints_the_lines_and_writes_nothing(tmp_path, cluster, capsys):
@@ -100,6 +101,55 @@ def test_a_refusal_of_slurm_names_what_was_submitted(tmp_path, monkeypatch):
     config = grid(tmp_path)
     with pytest.raises(ConfigError, match=r"submitted before it: 7, 7.*invalid partition"):
         submit(config, tasks_of(config), missing)
+
+
+def test_a_second_submission_leaves_the_lists_of_the_first_alone(tmp_path, cluster):
+    config = grid(tmp_path, results=["table2"])
+    submit(config, tasks_of(config), missing)
+    first = (tmp_path / "out/slurm/1/train.txt").read_text()
+    submit(config, tasks_of(config), lambda task: State(kind="done" if "c2_7" in task.name else "missing"))
+    assert (tmp_path / "out/slurm/1/train.txt").read_text() == first
+    assert "c2_7" not in (tmp_path / "out/slurm/2/train.txt").read_text()
+    assert f"{tmp_path}/out/slurm/2/train.txt {tmp_path}/out/slurm/2/grid.yaml" in cluster.read_text()
+
+
+def test_nothing_is_submitted_while_jobs_of_the_folder_are_queued(tmp_path, cluster, monkeypatch):
+    config = grid(tmp_path, results=["table2"])
+    stand_in(tmp_path, "squeue", "echo 99; echo 102")
+    submit(config, tasks_of(config), missing)  # 102 was another folder's until now
+    with pytest.raises(ConfigError, match="jobs 102 of an earlier submission are still queued"):
+        submit(config, tasks_of(config), missing)
+    stand_in(tmp_path, "squeue", "echo 99")
+    assert submit(config, tasks_of(config), missing) == 0
+
+
+def test_what_was_made_with_other_settings_is_named_and_not_submitted(tmp_path, cluster, capsys):
+    def state(task):
+        return State(kind="changed", detail="seed was 0, is 1") if task.name.startswith("train/") else missing(task)
+
+    config = grid(tmp_path, results=["table2"])
+    submit(config, tasks_of(config), state)
+    assert "not submitted: train/imagechain-c2-seed0: seed was 0, is 1; --redo-changed" in capsys.readouterr().out
+    assert "imagechain-train" not in cluster.read_text()
+    submit(dataclasses.replace(config, redo_changed=True), tasks_of(config), state)
+    assert "imagechain-train" in cluster.read_text()
+
+
+def test_jobs_find_settings_files_that_were_given_relative_to_another_folder(tmp_path, cluster, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("judge.yaml", "train.yaml"):
+        (tmp_path / name).write_text("judge: mock\n")
+    config = dataclasses.replace(grid(tmp_path), judge=Path("judge.yaml"), train_config=[Path("train.yaml")])
+    submit(config, tasks_of(config), missing)
+    settings = yaml.safe_load((tmp_path / "out/slurm/1/grid.yaml").read_text())
+    assert settings["judge"] == str(tmp_path / "judge.yaml")
+    assert settings["train_config"] == [str(tmp_path / "train.yaml")]
+
+
+def test_several_flags_for_sbatch_fit_in_one_word(tmp_path, cluster):
+    config = dataclasses.replace(grid(tmp_path), slurm_flags=["--time=1:00:00 --qos='a b'"])
+    submit(config, tasks_of(config), missing)
+    assert all("--time=1:00:00 --qos=a b " in line for line in cluster.read_text().splitlines())
 
 
 def test_without_slurm_the_message_says_so(tmp_path, monkeypatch):
