@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 import transformers
 
-from llava.imagechain.config import ConfigError, nearest, read_yaml
+from llava.imagechain.config import ConfigError, all_problems, nearest, read_yaml
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
 from llava.imagechain.distributed import deepspeed_problems, has_bfloat16, start_deepspeed_on_cpu
@@ -133,17 +133,11 @@ class TrainArguments(transformers.TrainingArguments):
 
 Groups = tuple[ModelArguments, DataArguments, TrainArguments]
 CLASSES = (ModelArguments, DataArguments, TrainArguments)
+CANNOT_START = "training cannot start"
 # Names that other library versions use; translated where the installed one does not know them.
 TRANSLATED = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
 # Names of the library that stand for a setting here, whether or not the installed version knows them.
 OURS = {"overwrite_output_dir": "overwrite"}
-# What may differ between a run and its resumption.
-FREE_ON_RESUME = {
-    "output_dir", "resume", "overwrite", "dry_run", "feature_cache", "eval_limit", "report_to", "run_name", "deepspeed",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "disable_tqdm",
-    "dataloader_num_workers", "dataloader_pin_memory", "frames_per_call", "attn_implementation", "max_skipped",
-    "tflops",
-}  # fmt: skip
 ABOVE_ZERO = (
     "limit", "eval_limit", "per_device_train_batch_size", "per_device_eval_batch_size", "global_batch_size",
     "model_max_length", "lora_r", "frames_per_call", "num_train_epochs", "learning_rate", "mm_projector_lr",
@@ -195,22 +189,25 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
     _fit_machine(merged)
     if missing := [name for name in ("accelerate", "peft") if importlib.util.find_spec(name) is None]:
         problems.append(f"{', '.join(missing)}: not installed; bash scripts/setup.sh train")
-        raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
+        raise ConfigError(all_problems(CANNOT_START, problems))
     if merged.get("deepspeed") and not problems:
         problems += deepspeed_problems(merged["deepspeed"][0])
         if problems:  # the other processes stop for the same reason
-            raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
+            raise ConfigError(all_problems(CANNOT_START, problems))
         start_deepspeed_on_cpu()
     words = [word for key, value in merged.items() for word in (f"--{key}", *value)]
     try:
         values = parser.parse_args_into_dataclasses(words if "output_dir" in merged else ["--output_dir", "", *words])
     except (ConfigError, ValueError, ImportError) as error:
-        raise ConfigError("\n  - ".join(["training cannot start:", *problems, str(error)])) from error
+        raise ConfigError(all_problems(CANNOT_START, [*problems, str(error)])) from error
     groups: Groups = (values[0], values[1], values[2])
     values[2].dataloader_persistent_workers = values[2].dataloader_num_workers > 0
+    if values[2].gradient_checkpointing and not values[2].gradient_checkpointing_kwargs:
+        # The other kind, transformers 4's default, trains nothing where no input of a layer has a gradient.
+        values[2].gradient_checkpointing_kwargs = {"use_reentrant": False}
     problems += _check(groups, set(merged))
     if problems:
-        raise ConfigError("\n  - ".join(["training cannot start:", *problems]))
+        raise ConfigError(all_problems(CANNOT_START, problems))
     return groups, merged
 
 
@@ -305,7 +302,9 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
     if model.model_name_or_path:
         problems += _check_model(Path(model.model_name_or_path), model)
     try:
-        trained_parts(model)
+        trains = "vision tower" in trained_parts(model) or model.lora_vision_tower
+        if data.feature_cache and trains:
+            problems.append("feature_cache: the vision tower would train, but cached features bypass it; leave one out")
     except ConfigError as error:
         problems.append(str(error))
     problems += [
@@ -382,10 +381,3 @@ def as_json(groups: Groups) -> dict[str, Any]:
     """Return all settings as JSON values, for run.json; tokens and keys are left out."""
     merged: dict[str, Any] = {**dataclasses.asdict(groups[0]), **dataclasses.asdict(groups[1]), **groups[2].to_dict()}
     return {key: value for key, value in json.loads(json.dumps(merged, default=str)).items() if "token" not in key}
-
-
-def changed_on_resume(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the settings that decide the result and differ between a run and its resumption."""
-    names = set(before) & set(now) - FREE_ON_RESUME
-    names = {name for name in names if not name.startswith(("log", "save", "eval", "hub", "dataloader", "_"))}
-    return [f"{name} was {before[name]!r}, is {now[name]!r}" for name in sorted(names) if before[name] != now[name]]

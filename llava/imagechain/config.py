@@ -33,7 +33,7 @@ def option(
         help: One line with the unit.
         choices: The allowed values.
         flag: Another command-line name, without dashes (`output_dir` is `--output-dir` by itself).
-        minimum: The least allowed number.
+        minimum: The least allowed number, also of each in a list.
 
     Returns:
         A dataclass field.
@@ -46,6 +46,11 @@ def option(
 
 class ConfigError(ValueError):
     """A setting is unknown, missing or has a wrong value."""
+
+
+def all_problems(heading: str, problems: Sequence[str]) -> str:
+    """Return the message of an error that tells everything wrong at once; a single problem needs no heading."""
+    return problems[0] if len(problems) == 1 else "\n  - ".join([f"{heading}:", *problems])
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -102,9 +107,7 @@ def build_config(config_class: type[Config], layers: Sequence[dict[str, Any]], *
         if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"--{_flag(field)} is required: {field.metadata.get('help', '')}")
     if problems:
-        raise ConfigError(
-            problems[0] if len(problems) == 1 else "\n  - ".join(["several settings are wrong:", *problems])
-        )
+        raise ConfigError(all_problems("several settings are wrong", problems))
     return config_class(**values)
 
 
@@ -126,8 +129,9 @@ def _check_choices(value: Any, choices: Sequence[Any] | None) -> None:
 
 
 def _check_minimum(value: Any, minimum: float | None) -> None:
-    if minimum is not None and value is not None and value < minimum:
-        raise ValueError(f"at least {minimum:g} was wanted, found {value}")
+    for item in value if isinstance(value, list) else [value]:
+        if minimum is not None and item is not None and item < minimum:
+            raise ValueError(f"at least {minimum:g} was wanted, found {item}")
 
 
 def _flag(field: dataclasses.Field[Any]) -> str:
@@ -178,7 +182,8 @@ def _unwrap(hint: Any) -> tuple[type, bool, bool]:
 
 def _convert(value: Any, hint: Any, parse_text: bool) -> Any:
     kind, is_list, optional = _unwrap(hint)
-    if value is None or (optional and parse_text and value == "none"):
+    unset = parse_text and value == "none" and kind is not str  # a text can be that word
+    if value is None or (optional and unset):
         if optional:
             return None
         raise ValueError("a value is needed, found nothing")

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import yaml
 from torch.utils.data import Dataset
 
 from llava.imagechain.data import Plan
 from llava.imagechain.decisions import decision, max_frames_per_scene
-from llava.imagechain.files import read_json, read_jsonl
 from llava.imagechain.items import SEQUENCE
 from llava.imagechain.labels import make_labels
 from llava.imagechain.media import (
@@ -42,86 +39,6 @@ LAYOUT_KEYS = (
     "image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type", "mm_newline_position",
     "mm_spatial_pool_mode", "imagechain_scene_aspect", "add_faster_video",
 )  # fmt: skip
-
-
-class Samples(list[Any]):
-    """Samples with the face that stories show to a run."""
-
-    @property
-    def ids(self) -> list[str]:
-        """Their ids."""
-        return [str(sample.get("id")) if isinstance(sample, dict) else "" for sample in self]
-
-    def texts(self) -> list[Any]:
-        """All that they say."""
-        return list(self)
-
-
-# --- lists of samples -------------------------------------------------------------------------------------------------
-
-
-def read_samples(data_path: str, seed: int = 0) -> Samples:
-    """Read the samples that `data_path` names.
-
-    Args:
-        data_path: A .json list or .jsonl file, a brace pattern such as "part_{a,b}.json", or a .yaml file whose
-            `datasets` have a `json_path` and a `sampling_strategy` ("all", "first:N", "end:N", "random:N"; N may be a
-            percentage).
-        seed: Chooses the samples of "random".
-
-    Raises:
-        ValueError: A file is missing or is not such a file.
-    """
-    if data_path.endswith((".yaml", ".yml")):
-        return Samples(_read_mixture(Path(data_path), seed))
-    return Samples(sample for path in expand_braces(data_path) for sample in _read_file(Path(path)))
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Return the paths of a pattern such as "base{a,b}.json"; a path without braces is itself."""
-    pieces = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [piece.split(",") if number % 2 else [piece] for number, piece in enumerate(pieces)]
-    return ["".join(choice).strip() for choice in itertools.product(*choices)]
-
-
-def _read_file(path: Path) -> list[Any]:
-    if not path.is_file():
-        raise ValueError(f"data_path: {path} is not a file")
-    samples = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
-    if not isinstance(samples, list):
-        raise ValueError(f"data_path: a list of samples was wanted in {path}, found {type(samples).__name__}")
-    return samples
-
-
-def _read_mixture(path: Path, seed: int) -> list[Any]:
-    if not path.is_file():
-        raise ValueError(f"data_path: {path} is not a file")
-    try:
-        entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("datasets")
-    except (yaml.YAMLError, AttributeError) as error:
-        raise ValueError(f"data_path: {path} is not valid: {error}") from error
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "json_path" in entry for entry in entries):
-        raise ValueError(f"data_path: {path} has no list `datasets` of entries with a json_path")
-    samples: list[Any] = []
-    for number, entry in enumerate(entries):
-        found = [sample for file in expand_braces(str(entry["json_path"])) for sample in _read_file(Path(file))]
-        samples += _choose(found, str(entry.get("sampling_strategy", "all")), seed + number)
-    return samples
-
-
-def _choose(samples: list[Any], strategy: str, seed: int) -> list[Any]:
-    kind, _, amount = strategy.partition(":")
-    if kind == "all" and not amount:
-        return samples
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", amount.strip())
-    if kind not in ("first", "end", "random") or match is None:
-        raise ValueError(f"sampling_strategy: all, first:N, end:N or random:N (N or N%) was wanted, found {strategy!r}")
-    share = float(match[1])
-    count = min(-int(-share * len(samples) // 100) if match[2] else int(share), len(samples))
-    if kind == "random":
-        generator = torch.Generator().manual_seed(seed)
-        return [samples[i] for i in torch.randperm(len(samples), generator=generator)[:count].tolist()]
-    return samples[:count] if kind == "first" else samples[len(samples) - count :]
 
 
 # --- samples as examples ----------------------------------------------------------------------------------------------
@@ -229,6 +146,18 @@ class LlavaJsonExamples(Dataset[dict[str, Any]]):
             counts.setdefault(media.kind, {"stories": 0, "shortened": 0, "dropped_scenes": 0})["stories"] += 1
         return counts
 
+    def num_frames(self) -> list[int]:
+        """Return how many images each example gives the vision tower: tiles and frames count singly."""
+        most = self.settings.max_frames_per_scene
+        counts = []
+        for media in self.media:
+            shown = [
+                min(len(block), most or len(block)) if media.kind == SEQUENCE else len(block) for block in media.blocks
+            ]
+            tiles = sum(map(self._num_tiles, media.sizes)) if media.kind == "image" else 0
+            counts.append(tiles or len(media.frames) or sum(shown))
+        return counts
+
     def _plan(self, sample: Any, name: str) -> tuple[Plan, Media]:
         turns = read_turns(sample)
         if not any(answer.strip() for _, answer in turns):
@@ -315,16 +244,17 @@ class LlavaJsonExamples(Dataset[dict[str, Any]]):
     def _empty(self, count: int) -> torch.Tensor:
         return torch.empty(count, self.settings.side**2, 1, device="meta")
 
-    def _image_tokens(self, size: tuple[int, int]) -> int:
+    def _num_tiles(self, size: tuple[int, int]) -> int:
         from llava.mm_utils import get_anyres_image_grid_shape
 
-        aspect = getattr(self.settings.config, "image_aspect_ratio", None) or "square"
-        tiles = 1
-        if aspect.startswith("anyres"):
-            points = self.settings.config.image_grid_pinpoints
-            columns, rows = get_anyres_image_grid_shape(size, points, self.settings.image_size)
-            tiles += columns * rows
-        return len(image_tokens(self._empty(tiles), size, self._rules()))
+        if not (self.settings.config.image_aspect_ratio or "square").startswith("anyres"):
+            return 1
+        points = self.settings.config.image_grid_pinpoints
+        columns, rows = get_anyres_image_grid_shape(size, points, self.settings.image_size)
+        return 1 + columns * rows
+
+    def _image_tokens(self, size: tuple[int, int]) -> int:
+        return len(image_tokens(self._empty(self._num_tiles(size)), size, self._rules()))
 
     # --- pixels ---
 
@@ -349,6 +279,11 @@ def json_settings(groups: Any, config: Any, vision: Any) -> JsonSettings:
     """Return how samples become examples, from the run's settings, the model's config and its tower's."""
     model_arguments, data, settings = groups
     limits = [getattr(config, name, None) for name in ("tokenizer_model_max_length", "max_position_embeddings")]
+    aspect = getattr(config, "image_aspect_ratio", None) or "square"
+    if aspect.startswith("anyres") and not getattr(config, "image_grid_pinpoints", None):
+        raise ValueError(
+            f"image_aspect_ratio {aspect}: the model's config has no resolutions; set image_grid_pinpoints"
+        )
     return JsonSettings(
         config=SimpleNamespace(**{name: getattr(config, name, None) for name in LAYOUT_KEYS}),
         side=vision.image_size // vision.patch_size,

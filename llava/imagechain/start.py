@@ -37,8 +37,11 @@ def load_model(groups: Any) -> Any:
             device=settings.device,
             dtype=dtype,
             attn_implementation=model_arguments.attn_implementation,
-            quantization_config=quantization_config(model_arguments, dtype),
-        )
+            quantization_config=quantization_config(
+                model_arguments.bits, dtype,
+                quant_type=model_arguments.quant_type, double_quant=model_arguments.double_quant,
+            ),
+        )  # fmt: skip
         if model_arguments.bits != 16:  # what is saved is an adapter for the base as it is
             del loaded.model.config.quantization_config
         set_layout(loaded.model.config, model_arguments, data)
@@ -53,6 +56,22 @@ def load_model(groups: Any) -> Any:
 def is_language_model(folder: str) -> bool:
     """Say whether a model folder has no vision tower yet."""
     return not read_json(Path(folder) / "config.json").get("mm_vision_tower")
+
+
+def planned_config(model_arguments: Any, data: Any) -> Any:
+    """Return the config of the model that a run would train; no weight is read."""
+    from llava.model.language_model.llava_llama import LlavaConfig
+
+    folder = str(model_arguments.model_name_or_path)
+    config = LlavaConfig.from_pretrained(folder)
+    if is_language_model(folder):
+        vision = {"mm_vision_tower": model_arguments.vision_tower, **LAYOUT, **MODULES}
+        for name, value in vision.items():
+            setattr(config, name, getattr(model_arguments, name, None) or value)
+        config.mm_hidden_size = vision_config(config, folder).hidden_size
+    set_layout(config, model_arguments, data)
+    settle_decisions(config, asked_of(model_arguments), trained=False)
+    return config
 
 
 def set_layout(config: Any, model_arguments: Any, data: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from llava.imagechain.checkpoint import (
@@ -51,6 +51,7 @@ class LengthGroupedSampler(Sampler[int]):
         group_batches: int,
         seed: int,
         kinds: Sequence[bool] | None = None,
+        multiple: int = 1,
     ) -> None:
         """Choose the order.
 
@@ -61,22 +62,27 @@ class LengthGroupedSampler(Sampler[int]):
             seed: Of all epochs.
             kinds: A global batch holds examples of one kind only (with images or text); what is left over of both
                 comes last, together.
+            multiple: Of what the number of indices is one; the blank of `FilledExamples` makes it up.
         """
         self.lengths, self.seed, self.epoch, self.kinds = lengths, seed, 0, kinds
         self.global_batch_size, self.group_batches = global_batch_size, group_batches
+        self.blanks = -len(lengths) % multiple
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.blanks
 
     def __iter__(self) -> Iterator[int]:
+        return iter(self._order() + [len(self.lengths)] * self.blanks)
+
+    def _order(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         if not self.group_batches and self.kinds is None:
-            return iter(order)
+            return order
         batch = self.global_batch_size
         size = batch * max(self.group_batches, 1)
         kinds = self.kinds or [True] * len(order)
@@ -91,7 +97,28 @@ class LengthGroupedSampler(Sampler[int]):
         whole = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
         longest = max(self.lengths, default=0)
         whole.sort(key=lambda b: max(self.lengths[i] for i in b) < longest)
-        return iter([i for b in whole + last for i in b])
+        return [i for b in whole + last for i in b]
+
+
+class FilledExamples(Dataset[dict[str, Any]]):
+    """Examples, and behind the last one a blank: the shortest of them without labels.
+
+    Several processes take as many examples each. Where an epoch ends with fewer, the library starts over with the first
+    ones, which then count twice; the blank in their place lets a step train on what one process would.
+    """
+
+    def __init__(self, examples: Any) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < len(self.examples):
+            return self.examples[index]
+        lengths = self.examples.lengths
+        shortest = self.examples[min(range(len(lengths)), key=lengths.__getitem__)]
+        return {**shortest, "labels": torch.full_like(shortest["labels"], IGNORE_INDEX)}
 
 
 # --- the trainer ------------------------------------------------------------------------------------------------------
@@ -106,14 +133,21 @@ class ImageChainTrainer(Trainer):
         super().__init__(*arguments, **options)
         self.base_dir, self.rates = base_dir, rates or {}
         self._tokens = 0
+        self.diverged = torch.zeros((), dtype=torch.bool, device=self.args.device)
+
+    def get_train_dataloader(self) -> Any:
+        """Return the batches; transformers 4 takes their size from a checkpoint, whatever the run asks for."""
+        self._train_batch_size = self.args.train_batch_size
+        return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        examples: StoryExamples = train_dataset or self.train_dataset
-        settings = self.args
-        kinds = getattr(examples, "multimodal", None) if settings.group_by_modality_length else None
+        examples, settings = self.train_dataset.examples, self.args
+        shared = settings.world_size * settings.per_device_train_batch_size
         self.order = LengthGroupedSampler(
-            examples.lengths, settings.global_batch_size, settings.length_group_batches, settings.seed, kinds
-        )
+            examples.lengths, settings.global_batch_size, settings.length_group_batches, settings.seed,
+            getattr(examples, "multimodal", None) if settings.group_by_modality_length else None,
+            shared if settings.world_size > 1 and not settings.dataloader_drop_last else 1,
+        )  # fmt: skip
         return self.order
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -125,6 +159,12 @@ class ImageChainTrainer(Trainer):
             groups = parameter_groups(model, decayed, self.args.weight_decay, self.rates, self.args.learning_rate)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Run one batch forward and backward, and note a loss that is no number."""
+        loss: torch.Tensor = super().training_step(*arguments, **options)
+        self.diverged |= ~torch.isfinite(loss.detach())
+        return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """Return the loss: the sum over the label tokens divided by their number in the global batch.
@@ -166,7 +206,8 @@ class ImageChainTrainer(Trainer):
         sums = torch.zeros(2, device=self.args.device, dtype=torch.float64)
         # Its own generator: evaluating must not change what is trained.
         loader = DataLoader(
-            examples, batch_sampler=padded, collate_fn=self.data_collator, generator=torch.Generator()
+            examples, batch_sampler=padded, collate_fn=self.data_collator, generator=torch.Generator(),
+            num_workers=self.args.dataloader_num_workers,
         )  # fmt: skip
         for number, batch in enumerate(loader):
             inputs = self._prepare_inputs(batch)
@@ -182,6 +223,9 @@ class ImageChainTrainer(Trainer):
         """Write a complete checkpoint; every process takes part in collecting the tensors."""
         model = self.accelerator.unwrap_model(self.model)
         state = trainable_state(model)
+        for name, tensor in state.items():
+            if not torch.isfinite(tensor).all():
+                raise diverged(f"{name} holds NaN or infinite numbers", self.state.global_step)
         if self.args.should_save:
             tokenizer = getattr(self, "processing_class", None) or self.tokenizer  # its name up to transformers 4.45
             folder = Path(output_dir or self.args.output_dir)
@@ -228,7 +272,7 @@ def make_trainer(
     trainer = ImageChainTrainer(
         model=model,
         args=settings,
-        train_dataset=examples,
+        train_dataset=FilledExamples(examples),
         eval_dataset=dict(eval_examples) or None,
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id or 0),
         callbacks=[MinuteLog(), StopGently()],
@@ -237,6 +281,7 @@ def make_trainer(
         **{name: tokenizer},
     )
     trainer.add_callback(EpochOrder(trainer))
+    trainer.add_callback(StopWhenDiverged(trainer))
     if not sys.stderr.isatty():  # a line a minute instead of a bar
         trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -255,6 +300,29 @@ class EpochOrder(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Choose the order of the epoch that begins."""
         self.trainer.order.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+def diverged(what: str, step: int) -> ValueError:
+    """Return the error that ends a run whose weights are lost; the library would log a loss of 0 and go on."""
+    return ValueError(
+        f"step {step}: {what}. Training has diverged and this step is not saved. Start anew with a lower learning_rate "
+        "(or mm_projector_lr), and with bf16 in place of fp16."
+    )
+
+
+class StopWhenDiverged(TrainerCallback):
+    """Ends the run, on all processes at the same step, after a loss that is no number on any of them."""
+
+    def __init__(self, trainer: ImageChainTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Raise before anything of the step is logged or saved."""
+        found = self.trainer.diverged.int()
+        if is_distributed():
+            torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        if found:
+            raise diverged("the loss is NaN or infinite", state.global_step)
 
 
 class MinuteLog(TrainerCallback):

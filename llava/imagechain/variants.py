@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from llava.imagechain.config import ConfigError, nearest, option, parse_config
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, nearest, option
+from llava.imagechain.files import write_text
 from llava.imagechain.story import Scene, Story
 
 # Paper section 3.3: Q_1 opens the conversation, the other questions carry it on.
@@ -228,7 +230,7 @@ class ShowConfig:
     stories: Path | None = option(None, help="StoryFrames folder; without it a small built-in story is shown")
     split: str = option("train", help="split of the stories", choices=("train", "validation"))
     context: str | None = option(None, help="only stories of this context, such as c4_7")
-    limit: int = option(1, help="number of stories to show")
+    limit: int = option(1, help="number of stories to show", minimum=1)
     variant: list[str] = option(["all"], help="variants to show, or all", choices=("all", *VARIANTS))
     variant_set: list[str] = option([], help="changes to the variant, such as earlier_parts=image")
     tokenizer: Path | None = option(None, help="tokenizer folder; shows the final tokens instead of the text")
@@ -272,21 +274,21 @@ def show(config: ShowConfig) -> str:
     return "\n".join(blocks)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    program = "python -m llava.imagechain.variants"
-    config = parse_config(ShowConfig, argv, program=program, description="Show what a story becomes, per variant.")
-    try:
-        text = show(config) if config.show else _table()
-    except (ConfigError, OSError, ValueError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
+def write(config: ShowConfig) -> None:
+    """Print what the settings ask for, or write it to their file."""
+    text = show(config) if config.show else _table()
     if config.output:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(text, encoding="utf-8")
+        write_text(config.output, text)
     else:
         print(text, end="")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(
+        ShowConfig, write, argv, program="python -m llava.imagechain.variants",
+        description="Show what a story becomes, per variant.",
+    )  # fmt: skip
 
 
 def _table() -> str:

@@ -107,6 +107,19 @@ def test_ddp_trains_as_one_process_does_and_resumes_within_an_epoch(alone, tiny_
     assert losses(resumed) == pytest.approx(losses(whole), rel=1e-5)
 
 
+def test_an_epoch_that_two_processes_cannot_share_evenly_trains_on_each_story_once(tiny_base, data, tmp_path):
+    more = (
+        "--max_steps",
+        "5",
+        "--limit",
+        "13",
+    )  # 5 of the second global batch of 8: one of them for the second process
+    one = train(tiny_base, data, tmp_path / "one", *more, processes=1)
+    two = train(tiny_base, data, tmp_path / "two", *more)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert_close(two, one)
+
+
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2", "zero3_offload"])

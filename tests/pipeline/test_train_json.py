@@ -59,6 +59,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_base, samples, tmp_pa
     text = run(tiny_base, samples, tmp_path / "run", "--dry_run", "true")
     assert "data.json: 3 stories, 3 epochs, 2 steps of 2 (1 devices x 2 x 1), loss on answers" in " ".join(text.split())
     assert "0 stories shortened, 0 skipped" in text
+    assert "LoRA 4,352); 10,624 train" in text and "positions in 3 examples" in text
     assert not (tmp_path / "run").exists()
 
 
@@ -94,3 +95,27 @@ def test_a_plain_language_model_gets_a_tower_and_a_projector_of_a_first_stage(ti
     again = load_checkpoint(tmp_path / "second", device="cpu").model.state_dict()
     name = "model.mm_projector.0.weight"
     torch.testing.assert_close(again[name], trained[name])
+
+
+def test_a_new_projector_depends_on_the_seed_alone(tiny_base, samples, tmp_path):
+    def start(name, seed):
+        more = ("--vision_tower", str(tiny_base.parent / "tower"), "--mm_tunable_parts", "mm_mlp_adapter")
+        more += ("--lora_enable", "false", "--max_steps", "1", "--learning_rate", "1e-9", "--seed", seed)
+        run(tiny_base.parent / "plain", samples, tmp_path / name, *more)
+        return torch.load(tmp_path / name / "mm_projector.bin", weights_only=True)["model.mm_projector.0.weight"]
+
+    first, again, other = start("first", "3"), start("again", "3"), start("other", "4")
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3)
+
+
+def test_a_dry_run_from_a_plain_language_model_counts_what_it_will_get(tiny_base, samples, tmp_path):
+    tower = ("--vision_tower", str(tiny_base.parent / "tower"), "--dry_run", "true")
+    text = run(tiny_base.parent / "plain", samples, tmp_path / "run", *tower)
+    assert "vision tower 31,040, projector 6,272" in text
+
+
+def test_tiles_without_resolutions_are_refused(tiny_base, samples, tmp_path):
+    more = ("--vision_tower", str(tiny_base.parent / "tower"), "--image_aspect_ratio", "anyres", "--dry_run", "true")
+    text = run(tiny_base.parent / "plain", samples, tmp_path / "run", *more, status=2)
+    assert "image_aspect_ratio anyres: the model's config has no resolutions; set image_grid_pinpoints" in text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.imagechain.config import ConfigError, build_config, option, parse_config, to_json
+from llava.imagechain.config import ConfigError, all_problems, build_config, option, parse_config, to_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,8 @@ class Settings:
     roots: list[Path] = option([], help="folders")
     limit: int | None = option(None, help="stories", minimum=1)
     resume: bool = option(True, help="continue")
+    counts: list[int] = option([2, 3], help="numbers", minimum=1)
+    note: str | None = option(None, help="text")
 
 
 def parse(*argv):
@@ -57,6 +59,15 @@ def test_lists_booleans_and_none_are_read_from_flags():
     assert settings.limit is None
 
 
+def test_a_text_can_be_the_word_none():
+    assert parse("--stories", "s", "--note", "none").note == "none"
+
+
+def test_one_problem_stands_alone_and_several_are_a_list():
+    assert all_problems("nothing was done", ["a is missing"]) == "a is missing"
+    assert all_problems("nothing was done", ["a", "b"]) == "nothing was done:\n  - a\n  - b"
+
+
 def test_a_config_becomes_json_values():
     assert to_json(parse("--stories", "s", "--roots", "a"))["roots"] == ["a"]
 
@@ -81,6 +92,7 @@ def test_a_binary_config_file_is_named(tmp_path, capsys):
     [
         ("limit", "0", "at least 1 was wanted, found 0"),
         ("limit", "-1", "at least 1 was wanted, found -1"),
+        ("counts", [2, 0], "counts: at least 1 was wanted, found 0"),
         ("epochs", "inf", "a whole number was wanted, found 'inf'"),
         ("rate", "nan", "a number was wanted, found 'nan'"),
         ("stories", "", "a path was wanted, found ''"),  # an unset shell variable must not mean the working folder

@@ -19,7 +19,7 @@ from llava.imagechain.arguments import DataArguments, ModelArguments
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.estimate import Estimate, PredictPlan, TrainPlan, estimate, kept_bytes, meta_model
 from llava.imagechain.trainer import part_of, prepare_model, trainable_table
-from llava.imagechain.vision import name_in_files
+from llava.imagechain.weights import name_in_files
 
 PUBLISHED = Path(__file__).parent / "published"
 LAYER = (
@@ -155,7 +155,7 @@ def test_trained_parameters_are_those_of_real_training(tiny_llava, rank):
     ],
 )
 def test_a_dry_run_counts_the_parts_that_train(changes, tiny_llava):
-    from llava.train.train import expected
+    from llava.imagechain.plan import needs
 
     model = ModelArguments(model_name_or_path=str(tiny_llava.full), **changes)
     train = SimpleNamespace(
@@ -163,7 +163,7 @@ def test_a_dry_run_counts_the_parts_that_train(changes, tiny_llava):
         max_steps=-1, gradient_checkpointing=False, tflops=300.0,
     )  # fmt: skip
     examples = SimpleNamespace(plans=[], lengths=[10], num_frames=lambda: [2])
-    text = expected((model, DataArguments(), train), str(tiny_llava.full), examples)
+    text = needs((model, DataArguments(), train), str(tiny_llava.full), examples)
     table = trainable_table(prepare_model(load_checkpoint(tiny_llava.full, device="cpu").model, model))
     assert f"; {sum(row['trained'] for row in table):,} train" in text
 

@@ -8,8 +8,9 @@ import torch
 
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.data import Collator
-from llava.imagechain.llava_json import JsonSettings, LlavaJsonExamples, expand_braces, read_samples
+from llava.imagechain.llava_json import JsonSettings, LlavaJsonExamples
 from llava.imagechain.media import Sampling
+from llava.imagechain.samples import expand_braces, read_samples
 from llava.imagechain.trainer import LengthGroupedSampler
 
 
@@ -230,3 +231,13 @@ def test_a_video_file_gives_the_frames_of_its_plan(make, folder):
     means = pixels.mean(dim=(1, 2, 3))
     assert means[0] < means[1] < means[2]
     assert "0.00s,1.00s,2.00s" in examples.tokenizer.decode([t for t in examples.plans[0].input_ids if t > 0])
+
+
+def test_images_of_the_tower_are_counted_without_reading_them(make):
+    scenes = [["a.jpg"], ["b.png", "a.jpg", "s1/0.jpg"]]
+    samples = [
+        say("<image>", image="a.jpg"), say("<image>", video="s1"), say("hi"),
+        say("<image><image>", **{"video-seq": scenes}),
+    ]  # fmt: skip
+    assert make(samples).num_frames() == [5, 2, 0, 4]
+    assert make(samples, max_frames_per_scene=2, config={"image_aspect_ratio": "pad"}).num_frames() == [1, 2, 0, 3]

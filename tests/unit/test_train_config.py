@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llava.imagechain.arguments import as_json, changed_on_resume, parse_arguments
+from llava.imagechain.arguments import as_json, parse_arguments
 from llava.imagechain.config import ConfigError
+from llava.imagechain.resume import changed_on_resume, find_start
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "train"
@@ -188,7 +189,25 @@ def test_what_decides_the_result_must_not_change_on_resume(flags):
     before = settings()
     assert changed_on_resume(before, settings("--learning_rate", "1e-3")) == ["learning_rate was 2e-05, is 0.001"]
     same = ["--per_device_train_batch_size", "8", "--logging_steps", "3", "--save_strategy", "no"]
+    same += ["--gradient_checkpointing", "true", "--ddp_timeout", "60"]
     assert changed_on_resume(before, settings(*same)) == []
+    # A setting of transformers 4: each process has its own.
+    assert changed_on_resume({**before, "local_rank": 0}, {**before, "local_rank": 1}) == []
+
+
+@pytest.mark.parametrize("more", [("--unfreeze_mm_vision_tower", "true"), ("--lora_vision_tower", "true")])
+def test_cached_features_and_a_tower_that_trains_contradict_each_other(more, flags):
+    with pytest.raises(ConfigError, match="feature_cache: the vision tower would train, but cached features"):
+        parse_arguments([*config_files("base", "imagechain"), *flags, "--feature_cache", "cache", *more])
+
+
+def test_checkpointed_layers_need_no_input_with_a_gradient(flags):
+    (_, _, train), _ = parse_arguments([*config_files("base"), "--variant", "mllm_ft", *flags])
+    assert train.gradient_checkpointing_kwargs is None
+    (_, _, train), _ = parse_arguments([
+        *config_files("base"), "--variant", "mllm_ft", *flags, "--gradient_checkpointing", "true"
+    ])  # fmt: skip
+    assert train.gradient_checkpointing_kwargs == {"use_reentrant": False}
 
 
 def test_every_value_of_base_yaml_that_is_the_papers_names_its_section():
@@ -202,8 +221,6 @@ def test_every_value_of_base_yaml_that_is_the_papers_names_its_section():
 
 
 def test_a_new_start_beside_checkpoints_of_an_earlier_run_is_refused(flags, tmp_path):
-    from llava.train.train import find_start
-
     (tmp_path / "out" / "checkpoint-100").mkdir(parents=True)
     files = config_files("base", "imagechain", "c2_7")
     groups, _ = parse_arguments([*files, *flags, "--resume", "false"])

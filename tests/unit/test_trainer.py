@@ -8,7 +8,14 @@ import torch
 
 from llava.imagechain.arguments import ModelArguments
 from llava.imagechain.checkpoint import LORA_TARGETS
-from llava.imagechain.trainer import LengthGroupedSampler, part_of, prepare_model, trainable_table
+from llava.imagechain.trainer import (
+    FilledExamples,
+    ImageChainTrainer,
+    LengthGroupedSampler,
+    part_of,
+    prepare_model,
+    trainable_table,
+)
 
 
 @pytest.fixture()
@@ -105,6 +112,31 @@ def test_the_longest_batch_comes_first_and_an_incomplete_one_last():
     assert max(LENGTHS[i] for i in order()[:8]) == max(LENGTHS)
     sampler = LengthGroupedSampler(LENGTHS[:61], 8, 4, 0)
     assert sorted(sampler) == list(range(61))
+
+
+def test_what_processes_lack_for_equal_shares_is_a_blank_that_carries_no_loss():
+    class Examples(list):
+        lengths = (7, 5, 9)
+
+    sampler = LengthGroupedSampler(LENGTHS[:61], 8, 4, 0, multiple=8)
+    assert len(sampler) == len(list(sampler)) == 64
+    assert list(sampler)[-3:] == [61] * 3
+    assert sorted(sampler)[:61] == list(range(61))
+    examples = Examples({"labels": torch.arange(n), "story_id": n} for n in Examples.lengths)
+    filled = FilledExamples(examples)
+    assert (len(filled), filled[2]["story_id"]) == (3, 9)
+    assert filled[3]["story_id"] == 5
+    assert filled[3]["labels"].tolist() == [-100] * 5
+    assert examples[1]["labels"].tolist() == list(range(5))
+
+
+def test_a_resumed_run_makes_batches_of_the_size_it_asks_for(monkeypatch):
+    from transformers import Trainer
+
+    monkeypatch.setattr(Trainer, "get_train_dataloader", lambda self: self._train_batch_size)
+    trainer = object.__new__(ImageChainTrainer)
+    trainer.args, trainer._train_batch_size = SimpleNamespace(train_batch_size=2), 4  # 4 is the checkpoint's
+    assert trainer.get_train_dataloader() == 2
 
 
 def batch_of(*texts, size=12):

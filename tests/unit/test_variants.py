@@ -147,3 +147,13 @@ def test_the_command_does_not_load_torch_and_refuses_an_unknown_variant():
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 2
     assert "did you mean 'imagechain'" in run.stderr
+
+
+def test_the_command_writes_to_a_file_and_names_what_is_wrong(tmp_path, capsys):
+    assert variants.main(["--output", str(tmp_path / "new" / "table.txt")]) == 0
+    assert "imagechain       ImageChain" in (tmp_path / "new" / "table.txt").read_text()
+    assert variants.main(["--show", "--variant", "mllm", "--variant-set", "earlier_parts=images"]) == 2
+    assert "variant_set earlier_parts: unknown value 'images' (did you mean 'image'?)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        variants.main(["--limit", "0"])
+    assert "limit: at least 1 was wanted, found 0" in capsys.readouterr().err

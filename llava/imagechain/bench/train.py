@@ -28,12 +28,12 @@ from typing import Any
 
 from llava.imagechain.bench.device import clock, machine_facts, peak_memory, start_memory, to_device
 from llava.imagechain.bench.table import COMPILED, LOSS_TOLERANCE, ROWS, UPSTREAM, Measured, Row, summarize, table
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import write_json, write_text
 from llava.imagechain.manifest import run_manifest
 
 logger = logging.getLogger("llava.bench")
-PROGRAM = "python -m llava.imagechain.bench.train"
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -88,11 +88,11 @@ def prepare(config: BenchConfig) -> Bench:
     from llava.imagechain.arguments import parse_arguments
     from llava.imagechain.bench.synthetic import SyntheticStories, random_model
     from llava.imagechain.data import Collator
+    from llava.imagechain.examples import make_examples, read_stories
     from llava.imagechain.parts import prepare_model
     from llava.imagechain.start import load_model
     from llava.imagechain.trainer import LengthGroupedSampler
     from llava.imagechain.variants import get_variant
-    from llava.train.train import make_examples, read_stories
 
     folder = config.model or config.config_from
     if not folder or (config.model and config.config_from) or bool(config.stories) == bool(config.synthetic):
@@ -300,14 +300,9 @@ def report(bench: Bench, facts: dict[str, Any], runs: list[list[Measured]], flop
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", category=FutureWarning)  # between the libraries themselves
-    config = parse_config(BenchConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        return bench_training(config)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+    program = "python -m llava.imagechain.bench.train"
+    return run_command(BenchConfig, bench_training, argv, program=program, description=__doc__ or "")
 
 
 if __name__ == "__main__":

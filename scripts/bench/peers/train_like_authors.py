@@ -29,7 +29,7 @@ def one_tower_call_per_scene(model: Any) -> Iterator[None]:
         outputs = tower.vision_tower(frames.to(tower.device, tower.dtype), output_hidden_states=True)
         return outputs.hidden_states[tower.select_layer][:, 1:].to(frames.dtype)
 
-    model._encode_blocks = lambda blocks: [encode(frames) for _, frames in blocks]
+    model._encode_blocks = lambda blocks, *_: [encode(frames) for _, frames in blocks]
     model._project_blocks = lambda blocks, is_scene: [
         project([block], [scene])[0] for block, scene in zip(blocks, is_scene, strict=True)
     ]
