@@ -250,10 +250,10 @@ async def _check_server(settings: JudgeSettings, probe: Request) -> dict[str, st
             f"{'set' if secret else 'not set'})"
         ) from None
     except OpenAIError as error:
-        said = _describe(error, secret)
-        plain = "; a server without TLS has an address with http://" if "SSL" in said else ""
+        reason = _describe(error, secret)
+        plain = "; a server without TLS has an address with http://" if "SSL" in reason else ""
         raise ServerError(
-            f"{where} does not answer ({said}): start it (scripts/eval/serve_judge.sh "
+            f"{where} does not answer ({reason}): start it (scripts/eval/serve_judge.sh "
             f"starts one with vLLM) or pass --base-url{plain}"
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError):

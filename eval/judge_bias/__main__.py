@@ -33,6 +33,7 @@ from llava.imagechain.files import read_json, write_jsonl
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, load_stories
 
+BIAS_RUN = "bias_run.json"
 PASSED_ON = ("base_url", "model", "api_key_env", "rendering", "concurrency", "max_cost")
 COLUMNS = ("Pairs", "Right", "n", "Yes", "Rate of Yes", "95 % interval", "Unparsed", "Unscored")
 
@@ -173,8 +174,19 @@ def write_pairs(config: BiasConfig, pairs: Sequence[Pair], skipped: Sequence[dic
     write_jsonl(config.output_dir / "paraphrases.jsonl", rows)
 
 
+def check_folder(folder: Path) -> None:
+    """Keep pairs from replacing the predictions of a run.
+
+    Raises:
+        ConfigError: The folder holds predictions that are no pairs.
+    """
+    if (folder / PREDICTIONS).exists() and not (folder / BIAS_RUN).is_file():
+        raise ConfigError(f"output_dir: {folder} holds the {PREDICTIONS} of a run; pairs need a folder of their own")
+
+
 def run(config: BiasConfig) -> int:
     """Make the pairs, have them judged, write the table; return the exit status."""
+    check_folder(config.output_dir)
     if bool(config.paraphrase_base_url) != bool(config.paraphrase_model):
         raise ConfigError("--paraphrase-base-url and --paraphrase-model are wanted together")
     load_judge(config.judge)  # a wrong one is found out before anything is written
@@ -188,7 +200,7 @@ def run(config: BiasConfig) -> int:
         print(f"{len(pairs)} pairs of {len(told)} stories; nothing was asked or written")
         return 0
     inputs = [config.paraphrases] if config.paraphrases else []
-    with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="bias_run.json") as manifest:
+    with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name=BIAS_RUN) as manifest:
         write_pairs(config, pairs, skipped)
         manifest.record(pairs=dict(made), without_paraphrase=without)
         status = simrate.main(simrate_arguments(config))

@@ -7,6 +7,7 @@ import pytest
 
 from eval.judge import load_judge
 from eval.judge.world import grammar
+from eval.judge_bias.__main__ import main
 from eval.judge_bias.pairs import KINDS, WORLD_KINDS, Told, differs, make_pairs, negate
 from eval.judge_bias.paraphrase import cleaned, read_paraphrases
 
@@ -176,3 +177,11 @@ def test_a_paraphrase_file_with_other_fields_is_refused(tmp_path):
     path.write_text('{"reference": "a b", "paraphrase": "c"}\n{"text": "x"}\n')
     with pytest.raises(ValueError, match=r"line 2: \{reference, paraphrase\}"):
         read_paraphrases(path)
+
+
+def test_pairs_never_replace_the_predictions_of_a_run(tmp_path, capsys):
+    predictions = tmp_path / "predictions.jsonl"
+    predictions.write_text("{}\n")
+    assert main(["--stories", str(tmp_path / "stories"), "--output-dir", str(tmp_path), "--judge", "world"]) == 2
+    assert "holds the predictions.jsonl of a run; pairs need a folder of their own" in capsys.readouterr().err
+    assert predictions.read_text() == "{}\n"
