@@ -1,13 +1,12 @@
-"""How sure a rate or a difference of rates is. All rates are fractions."""
+"""How sure a rate or a difference of rates is, by formula; by resampling: eval.resampling. All rates are fractions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 
 CONFIDENCE, POWER = 0.95, 0.8
-REPLICATES = 10_000
 
 
 def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -63,40 +62,6 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
-
-
-def clustered_interval(
-    values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a mean whose values come in clusters.
-
-    Whole clusters (the videos) are drawn with replacement, as many as there are, and the mean is taken over all values
-    drawn (Davison and Hinkley 1997, section 3.8): stories of one video are no independent evidence.
-
-    Args:
-        values: One value for each story, such as verdict difference -1, 0 or 1.
-        clusters: The cluster of each value.
-        seed: The same seed gives the same interval.
-        confidence: Probability that the interval covers the true mean.
-
-    Raises:
-        ValueError: No value, or another number of clusters than of values.
-    """
-    import numpy as np
-
-    if not values or len(values) != len(clusters):
-        raise ValueError(f"one cluster for each of at least 1 value wanted; found {len(values)}, {len(clusters)}")
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
-    members = np.array([numbers[name] for name in clusters])
-    sums = np.bincount(members, weights=values)
-    sizes = np.bincount(members)
-    generator = np.random.default_rng(seed)
-    means = []
-    for _ in range(10):  # in parts, so that the draws of many clusters fit in memory
-        drawn = generator.integers(len(numbers), size=(REPLICATES // 10, len(numbers)))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def _normal_quantiles() -> tuple[float, float]:

@@ -10,8 +10,9 @@ from typing import Any
 from eval.mementos.data import DOMAINS, Benchmark
 from eval.mementos.score import OVERALL, Scored, ScoredRun
 from eval.mementos.scoring import MODES
+from eval.resampling import clustered_interval
 from eval.runs import column_title
-from eval.stats import clustered_interval, mean_and_range
+from eval.stats import mean_and_range
 from eval.tables.cells import load_paper
 from eval.tables.files import CONTINUED, Sheet
 from llava.imagechain.config import ConfigError

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from eval.resampling import clustered_interval
 from eval.runs import Judged, RunFolder, column_title, run_title
-from eval.stats import CONFIDENCE, clustered_interval, detectable_paired, holm, mcnemar
+from eval.stats import CONFIDENCE, detectable_paired, holm, mcnemar
 from eval.tables.files import Sheet
 from llava.imagechain.story import CONTEXTS
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import stats
+from eval import resampling, stats
+from eval.resampling import clustered_interval
 from eval.stats import wilson
 
 np = pytest.importorskip("numpy")
@@ -89,7 +90,7 @@ def paper_pairs(overlap):
 def test_an_interval_of_single_stories_agrees_with_scipys_bootstrap():
     scipy_stats = pytest.importorskip("scipy.stats")
     values = paper_pairs(100)
-    found = stats.clustered_interval(values, range(999))
+    found = clustered_interval(values, range(999))
     expected = scipy_stats.bootstrap(
         (np.array(values),), np.mean, method="percentile", rng=np.random.default_rng(5), batch=500
     ).confidence_interval
@@ -108,30 +109,37 @@ def test_an_interval_of_videos_agrees_with_scipys_bootstrap_of_their_sums_and_si
         (sums[kept], sizes[kept]), lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis), paired=True,
         method="percentile", rng=np.random.default_rng(5), batch=500,
     ).confidence_interval  # fmt: skip
-    assert stats.clustered_interval(values, clusters) == pytest.approx((expected.low, expected.high), abs=0.0015)
+    assert clustered_interval(values, clusters) == pytest.approx((expected.low, expected.high), abs=0.0015)
 
 
 def test_stories_of_one_video_are_no_further_evidence():
     values = paper_pairs(100)
     once, copied = (
-        stats.clustered_interval(values, range(999)),
-        stats.clustered_interval(values * 4, [*range(999)] * 4),
+        clustered_interval(values, range(999)),
+        clustered_interval(values * 4, [*range(999)] * 4),
     )
     assert copied == pytest.approx(once, abs=0.001)
-    alone = stats.clustered_interval(values * 4, range(4 * 999))
+    alone = clustered_interval(values * 4, range(4 * 999))
     assert alone[1] - alone[0] == pytest.approx((once[1] - once[0]) / 2, rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     values, clusters = paper_pairs(50), [i // 2 for i in range(999)]
-    assert stats.clustered_interval(values, clusters, seed=1) == stats.clustered_interval(values, clusters, seed=1)
-    assert stats.clustered_interval(values, clusters, seed=1) != stats.clustered_interval(values, clusters, seed=2)
+    assert clustered_interval(values, clusters, seed=1) == clustered_interval(values, clusters, seed=1)
+    assert clustered_interval(values, clusters, seed=1) != clustered_interval(values, clusters, seed=2)
+
+
+def test_draws_of_many_clusters_come_in_parts_without_changing_the_interval(monkeypatch):
+    values = [float(number % 3 - 1) for number in range(100)]
+    whole = clustered_interval(values, range(100))
+    monkeypatch.setattr(resampling, "LARGEST_DRAW", 700)
+    assert clustered_interval(values, range(100)) == whole
 
 
 @pytest.mark.parametrize(("values", "clusters"), [([], []), ([1.0], []), ([1.0], ["a", "b"])])
 def test_an_interval_of_nothing_or_of_unlike_lists_is_refused(values, clusters):
     with pytest.raises(ValueError, match="wanted"):
-        stats.clustered_interval(values, clusters)
+        clustered_interval(values, clusters)
 
 
 @pytest.mark.parametrize(("n", "discordant"), [(999, 165), (454, 45), (200, 60), (60, 20)])
