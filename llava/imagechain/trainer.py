@@ -32,6 +32,7 @@ from llava.imagechain.weights import read_tensors
 
 __all__ = ["ImageChainTrainer", "LengthGroupedSampler", "make_trainer", "part_of", "prepare_model", "trainable_table"]
 logger = logging.getLogger(__name__)
+STOP = "stop"
 
 
 # --- order of the examples --------------------------------------------------------------------------------------------
@@ -360,7 +361,7 @@ class MinuteLog(TrainerCallback):
 class StopGently(TrainerCallback):
     """On the first interrupt or termination signal: finish the step, write a checkpoint, stop. A second one kills.
 
-    A file `stop` in the output folder asks for the same: batch systems can write it where signals do not reach.
+    The file STOP in the output folder asks for the same: batch systems can write it where signals do not reach.
     """
 
     def __init__(self) -> None:
@@ -368,15 +369,14 @@ class StopGently(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take over the signals; a request to stop that is older than the run does not count."""
-        (Path(args.output_dir) / "stop").unlink(missing_ok=True)
+        """Take over the signals."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
         logger.info("training from step %d to %d; Ctrl-C stops with a checkpoint", state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for a checkpoint and the end of training, on all processes at the same step."""
-        file = Path(args.output_dir) / "stop"
+        file = Path(args.output_dir) / STOP
         stop = torch.tensor(self.signalled + file.exists(), device=args.device)
         if is_distributed():
             torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)

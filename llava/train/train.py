@@ -93,9 +93,11 @@ def run_training(
     from llava.imagechain.parts import prepare_model, trainable_table
     from llava.imagechain.reporting import prepare_reporting
     from llava.imagechain.start import load_model
-    from llava.imagechain.trainer import make_trainer
+    from llava.imagechain.trainer import STOP, make_trainer
 
     model_arguments, _, settings = groups
+    if run:  # a request to stop that is older than the run
+        (Path(str(settings.output_dir)) / STOP).unlink(missing_ok=True)
     set_seed(settings.seed)  # a plain language model gets its projector now
     loaded = load_model(groups)
     examples, evaluation = make_examples(groups, variant, stories, loaded)

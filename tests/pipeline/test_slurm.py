@@ -36,6 +36,16 @@ def test_nodes_and_gpus_come_from_slurm(tmp_path):
     assert "--seed 3" in done.stdout
 
 
+def test_a_requeued_job_goes_on_though_its_first_start_was_to_overwrite(tmp_path):
+    def command(**more):
+        given = environment(tmp_path, DRY_RUN="1", PATH=stand_in(tmp_path, "srun", 'shift; "$@"'), **more)
+        done = subprocess.run([*SCRIPT, "--overwrite"], env=given, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert command()[-1] == "--overwrite"
+    assert command(SLURM_RESTART_COUNT="1")[-3:] == ["--overwrite", "--overwrite", "false"]
+
+
 def test_a_job_near_its_time_limit_stops_the_run_and_is_queued_again(tmp_path):
     wait = f'touch "{tmp_path}/started"; while [[ ! -f "$OUTPUT_DIR/stop" ]]; do sleep 0.1; done; sleep 0.3; exit 1'
     path = stand_in(tmp_path, "srun", wait)

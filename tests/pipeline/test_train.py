@@ -125,6 +125,7 @@ def test_five_steps_and_five_more_equal_ten(straight, tiny_base, small_stories, 
     record = json.loads((output / "run.json").read_text())
     (output / "run.json").write_text(json.dumps({**record, "status": "started"}))
     arguments = (*STEPS, "--lora_dropout", "0.1", "--length_group_batches", "2")
+    (output / "stop").touch()  # an older request
     done = run(tiny_base, small_stories, output, *arguments)
     assert "going on from" in done.stderr
     assert_equal(output, straight)
@@ -194,7 +195,7 @@ def test_two_processes_give_the_losses_of_one(tiny_base, small_stories, tmp_path
     cache = ("--feature_cache", str(tmp_path / "cache"), "--feature_dtype", "float32", "--ddp_backend", "gloo")
     done = subprocess.run(
         launch + command(tiny_base, small_stories, tmp_path / "two", *arguments, *cache)[1:],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, timeout=900,
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (one, evaluated), (two, evaluated_two) = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -271,6 +272,30 @@ def test_too_many_unreadable_stories_stop_the_run_and_are_listed(tiny_base, smal
     assert row["id"] == rows[3]["story_id"]
     run(*arguments, "--max_skipped", "0.1")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped"] == 1
+
+
+def test_a_run_that_diverges_fails_and_saves_none_of_it(tiny_base, small_stories, tmp_path):
+    steps = ("--save_strategy", "steps", "--save_steps", "1", "--warmup_steps", "0")
+    found = run(tiny_base, small_stories, tmp_path, "--max_steps", "9", "--learning_rate", "1e30", *steps, status=2)
+    assert "diverged" in found.stderr and "learning_rate" in found.stderr
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "error" and not (tmp_path / "adapter_config.json").exists()
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        assert all(torch.isfinite(tensor).all() for tensor in tensors(checkpoint).values())
+
+
+def test_weights_that_the_last_step_spoiled_are_not_saved(tiny_base, small_stories, tmp_path, monkeypatch):
+    from llava.imagechain.trainer import ImageChainTrainer
+
+    save = ImageChainTrainer.save_model
+
+    def spoiled(self, *arguments, **options):
+        next(p for p in self.model.parameters() if p.requires_grad).data[0] = float("nan")
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(ImageChainTrainer, "save_model", spoiled)
+    found = run(tiny_base, small_stories, tmp_path, "--max_steps", "1", "--save_strategy", "no", status=2)
+    assert "holds NaN" in found.stderr and not (tmp_path / "adapter_config.json").exists()
 
 
 def test_one_story_trains_and_what_leaves_none_is_an_error(tiny_base, small_stories, tmp_path):

@@ -196,3 +196,17 @@ def test_a_stop_file_asks_for_a_checkpoint_and_the_end(tmp_path):
     assert found.should_save
     assert found.should_training_stop
     assert not (tmp_path / "stop").exists()
+
+
+def test_a_request_to_stop_that_comes_while_the_model_loads_is_not_lost(tmp_path):
+    from llava.imagechain.trainer import StopGently
+
+    (tmp_path / "stop").touch()
+    arguments, state = (
+        SimpleNamespace(output_dir=str(tmp_path), device="cpu"),
+        SimpleNamespace(global_step=0, max_steps=9),
+    )
+    stopper = StopGently()
+    stopper.on_train_begin(arguments, state, None)
+    stopper.on_train_end(arguments, state, None)
+    assert stopper.on_step_end(arguments, state, SimpleNamespace()).should_training_stop
