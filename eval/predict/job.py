@@ -263,14 +263,19 @@ def earlier_rows(job: Job) -> Job:
     """Add what an earlier run left in the job's folder: its rows, what it had to skip, and whether it finished.
 
     Raises:
-        ConfigError: They were made with other settings, or nothing tells with which.
+        ConfigError: They were made with other settings, nothing tells with which, or the folder is another command's.
     """
     path, manifest = job.path, job.folder / "run.json"
+    run = read_json(manifest) if manifest.is_file() else {}
+    run = run if isinstance(run, dict) else {}
+    if not path.is_file() and run.get("status") == "success" and "identity" not in run:
+        raise ConfigError(
+            f"{job.folder} holds the result of another command (run.json says which); take another folder"
+        )
     if not path.is_file() or job.config.overwrite:
         return job
     if not job.config.resume:
         raise ConfigError(f"{path} exists; --overwrite drops it, --resume goes on with it")
-    run = read_json(manifest) if manifest.is_file() else {}
     before = run.get("identity")
     if not isinstance(before, dict):
         raise ConfigError(f"{path} exists, but no run.json says how it was made; use --overwrite or another folder")

@@ -184,6 +184,14 @@ def test_other_settings_in_the_same_folder_are_refused(tiny_llava, stories, tmp_
     assert predict(tiny_llava.full, stories, tmp_path, "--limit", 2, variant="mllm")[0] == 2
 
 
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+def test_the_record_of_a_training_is_not_replaced(tiny_llava, stories, tmp_path, flags, capsys):
+    (tmp_path / "run.json").write_text('{"status": "success", "command": ["train.py"]}')
+    assert predict(tiny_llava.full, stories, tmp_path, *flags) == (2, [])
+    assert "holds the result of another command" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_a_retrained_checkpoint_is_noticed(copy_of_tiny_llava, stories, tmp_path, capsys):
     predict(copy_of_tiny_llava.full, stories, tmp_path, "--limit", 2)
     weights = copy_of_tiny_llava.full / "model.safetensors"
