@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 import transformers
 
+from llava.conversation import conv_templates
 from llava.imagechain.config import ConfigError, all_problems, nearest, read_yaml
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
@@ -141,7 +143,7 @@ OURS = {"overwrite_output_dir": "overwrite"}
 ABOVE_ZERO = (
     "limit", "eval_limit", "per_device_train_batch_size", "per_device_eval_batch_size", "global_batch_size",
     "model_max_length", "lora_r", "frames_per_call", "num_train_epochs", "learning_rate", "mm_projector_lr",
-    "mm_vision_tower_lr", "video_fps",
+    "mm_vision_tower_lr", "video_fps", "lora_alpha", "tflops",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "max_frames_per_scene",
@@ -151,6 +153,7 @@ NOT_NEGATIVE = (
     "max_skipped",
     "weight_decay",
     "lora_dropout",
+    "frames_upbound",
 )
 
 
@@ -310,12 +313,19 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
     problems += [
         f"{name}: a number above 0 was wanted, found {value}"
         for name in ABOVE_ZERO
-        if not (value := _value(groups, name)) > 0
+        if not 0 < (value := _value(groups, name)) < math.inf
     ]
     problems += [
         f"{name}: a number of at least 0 was wanted, found {value}"
         for name in NOT_NEGATIVE
-        if not (value := _value(groups, name)) >= 0
+        if not 0 <= (value := _value(groups, name)) < math.inf
+    ]
+    if model.version not in conv_templates:
+        problems.append(f"version: unknown value {model.version!r}{nearest(model.version, tuple(conv_templates))}")
+    problems += [
+        f"output_dir: {folder} is the folder of {name}, whose files the run would replace; give another one"
+        for name, folder in (("model_name_or_path", model.model_name_or_path), ("stories", data.stories))
+        if folder and train.output_dir and os.path.realpath(folder) == os.path.realpath(train.output_dir)
     ]
     if train.max_steps == 0 or train.max_steps < -1:
         problems.append(f"max_steps: a number above 0, or -1 for none, was wanted, found {train.max_steps}")
@@ -341,7 +351,12 @@ def _check_model(folder: Path, model: ModelArguments) -> list[str]:
         return [f"model_name_or_path: {folder} is not a model folder (no config.json in it)"]
     if (folder / "adapter_config.json").is_file():
         return [f"model_name_or_path: {folder} is a LoRA folder; a whole model was wanted, such as the adapter's base"]
-    config = read_json(folder / "config.json")
+    try:
+        config = read_json(folder / "config.json")
+    except ValueError as error:
+        return [f"model_name_or_path: {error}"]
+    if not isinstance(config, dict):
+        return [f"model_name_or_path: {folder}/config.json holds a {type(config).__name__}; settings were wanted"]
     if not config.get("mm_vision_tower"):
         if model.vision_tower:
             return []  # a language model that gets its tower now

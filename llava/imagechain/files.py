@@ -70,7 +70,7 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}. Fix or regenerate the file.") from error
 
 
@@ -95,7 +95,7 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
                 break
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error}). Fix or remove the line.") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: a JSON object was expected, found {type(row).__name__}.")

@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from llava.imagechain.files import JsonlAppender, atomic_path, inside, read_jsonl, sha256_json, sha256_model, write_json
+from llava.imagechain.files import (
+    JsonlAppender,
+    atomic_path,
+    inside,
+    read_json,
+    read_jsonl,
+    sha256_json,
+    sha256_model,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path):
@@ -57,3 +66,10 @@ def test_the_hash_of_a_model_covers_its_vision_tower_and_not_its_checkpoints(tmp
     assert sha256_model(tmp_path) == before
     (tmp_path / "vision_tower/model.safetensors").write_bytes(b"others!")
     assert sha256_model(tmp_path) != before
+
+
+@pytest.mark.parametrize(("name", "read"), [("a.json", read_json), ("a.jsonl", read_jsonl)])
+def test_json_that_is_nested_without_end_is_an_error_of_that_file(name, read, tmp_path):
+    (tmp_path / name).write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=name):
+        read(tmp_path / name)

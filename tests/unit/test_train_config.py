@@ -244,3 +244,26 @@ def test_missing_packages_are_named_with_their_extra(flags, monkeypatch):
         "report_to: tensorboard is not installed; bash scripts/setup.sh train tensorboard"
     ]
     assert reporting.reporting_problems([]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lora_alpha", "0"), ("frames_upbound", "-1"), ("tflops", "0"), ("learning_rate", "inf"), ("version", "v9")],
+)
+def test_values_that_would_spoil_a_run_are_refused_before_it_starts(name, value, flags):
+    with pytest.raises(ConfigError, match=f"{name}: .*(wanted|unknown)"):
+        parse_arguments([*flags, f"--{name}", value])
+
+
+def test_a_run_does_not_write_into_the_folder_of_its_model_or_stories(flags, tmp_path):
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    for name in ("model_name_or_path", "stories"):
+        with pytest.raises(ConfigError, match=f"output_dir: .* is the folder of {name}"):
+            parse_arguments([*flags, "--output_dir", f"{given[f'--{name}']}/."])
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe"])
+def test_a_damaged_config_json_is_named_with_the_other_problems(content, flags, tmp_path):
+    (tmp_path / "model" / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"model_name_or_path: .*config\.json"):
+        parse_arguments(flags)
