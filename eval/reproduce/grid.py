@@ -56,7 +56,7 @@ class GridConfig:
     paper: bool = option(False, help="the stories are StoryFrames: the paper's numbers stand beside ours")
     gpus: list[str] = option([], help="GPUs to use, by number; by default all that nvidia-smi lists")
     gpus_per_training: int = option(8, help="most GPUs of one training", minimum=1)
-    tflops: float = option(DEFAULT_TFLOPS, help="useful TFLOP/s of a device, for the expected hours")
+    tflops: float = option(DEFAULT_TFLOPS, help="useful TFLOP/s of a device, for the expected hours", minimum=0.001)
     only: list[str] = option([], help="run these tasks alone, by name")
     slurm: bool = option(False, help="submit job arrays instead of working here; with --dry-run print the sbatch lines")
     slurm_flags: list[str] = option([], help="flags for every sbatch, such as --slurm-flags=--partition=gpu")
@@ -184,8 +184,13 @@ def check(config: GridConfig) -> None:
         for name in ("train", "predict", "mementos_predict", "keywords")
         if not isinstance(getattr(config, name), dict)
     ]
-    files = [*config.train_config, *config.world_base, config.judge]
-    problems += [f"{path} is not a file" for path in files if not in_repository(path).is_file()]
+    files = {"train_config": config.train_config, "world_base": config.world_base, "judge": [config.judge]}
+    problems += [
+        f"{name}: a YAML file was wanted, {path} is none"
+        for name, paths in files.items()
+        for path in paths
+        if not in_repository(path).is_file()
+    ]
     if len(set(config.seeds)) < len(config.seeds) or min(config.seeds, default=-1) < 0:
         problems.append(f"seeds: different numbers of at least 0 were wanted, found {config.seeds}")
     missing = {"table2": [FULL_CONTEXT, *SHORT_CONTEXTS], "figure5": list(SHORT_CONTEXTS)}

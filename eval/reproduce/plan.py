@@ -82,7 +82,7 @@ def mementos_entry(task: Task, keywords: Task, state: State, asked: State, costs
     kind = "partly" if state.kind == "done" and asked.kind == "missing" else shown.kind
     assert task.cell is not None
     return Entry(
-        words=(task.cell.name, ""), kind=kind, detail=shown.detail, need=need + calls if need else None, left=left
+        words=(task.cell.name,), kind=kind, detail=shown.detail, need=need + calls if need else None, left=left
     )
 
 

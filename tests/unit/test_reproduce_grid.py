@@ -2,11 +2,15 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from eval.reproduce.costs import Need
 from eval.reproduce.grid import GridConfig, ablations_of, cells_of, check
+from eval.reproduce.plan import mementos_entry, to_text
+from eval.reproduce.states import State
 from eval.reproduce.tasks import flags, tasks_of
 from llava.imagechain.config import ConfigError, build_config
 from llava.imagechain.story import HUB_DATASET
@@ -85,6 +89,24 @@ def test_all_problems_are_told_at_once(tmp_path):
         check(config)
     for word in ("--model", "--stories", "--mementos", "no-judge.yaml", "seeds", "table2", "figure5", "train"):
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("tflops", [0, -1])
+def test_a_speed_that_gives_no_hours_is_refused(tflops):
+    with pytest.raises(ConfigError, match="tflops: at least"):
+        build_config(GridConfig, [{"output_dir": "out", "tflops": tflops}])
+
+
+def test_a_row_of_table_3_stands_under_its_heads(tmp_path):
+    task = next(task for task in tasks_of(grid(tmp_path, "world")) if task.kind == "mementos")
+    costs = SimpleNamespace(
+        mementos=lambda _: Need(stories=7), extracting=lambda *_: Need(calls=5), absent={},
+        config=SimpleNamespace(tflops=1),
+    )  # fmt: skip
+    entry = mementos_entry(task, task, State(kind="missing"), State(kind="missing"), costs)
+    lines = to_text({"train": [], "cells": [], "Mementos": [entry]}, tmp_path, costs).splitlines()
+    head, row = lines[2:4]
+    assert [row[head.index(name) :].split()[0] for name in ("samples", "calls")] == ["7", "5"]
 
 
 @pytest.mark.parametrize(
