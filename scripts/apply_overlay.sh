@@ -77,7 +77,7 @@ read_lines() { IFS=$'\n' read -r -d '' -a "$1" || true; }
 # in_git FILE: print the committed content; fails without git.
 in_git() { [[ -e "$checkout/.git" ]] && git -C "$checkout" show "HEAD:$1" 2>/dev/null; }
 
-head_commit() { [[ -e "$checkout/.git" ]] && git -C "$checkout" rev-parse HEAD 2>/dev/null || true; }
+head_commit() { [[ -e "$checkout/.git" ]] && git -C "$checkout" rev-parse --verify --quiet HEAD 2>/dev/null || true; }
 
 # Files that hold neither what was there before the overlay nor what any overlay wrote: somebody's edits.
 edited_files() {

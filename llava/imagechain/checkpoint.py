@@ -21,7 +21,7 @@ import torch
 from llava.imagechain.compat import gathered
 from llava.imagechain.distributed import zero3_is_on
 from llava.imagechain.files import atomic_path, read_json, write_json
-from llava.imagechain.weights import read_tensors
+from llava.imagechain.weights import name_in_files, read_tensors
 
 ADAPTER_CONFIG, NON_LORA = "adapter_config.json", "non_lora_trainables.bin"
 TOKENIZER_FILES = (
@@ -116,13 +116,17 @@ def plain_name(name: str) -> str:
     return re.sub(r"^base_model\.(model\.)?(?=model\.|lm_head\.)", "", name).replace(".modules_to_save.default.", ".")
 
 
-def load_named(model: torch.nn.Module, tensors: dict[str, torch.Tensor], *, source: Path) -> None:
-    """Copy tensors into the model's parameters of the same (plain) name.
+def load_named(model: torch.nn.Module, tensors: dict[str, torch.Tensor], *, source: Path | str) -> set[str]:
+    """Copy tensors into the model's parameters of the same name, whatever peft and the library's version add to it.
+
+    Returns:
+        The plain names of what was loaded.
 
     Raises:
         ValueError: A name is unknown or a shape differs; nothing is changed then.
     """
-    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    tensors = {name_in_files(plain_name(name)): tensor for name, tensor in tensors.items()}
+    parameters = {name_in_files(plain_name(name)): parameter for name, parameter in model.named_parameters()}
     if unknown := sorted(set(tensors) - set(parameters)):
         raise ValueError(f"{source} holds tensors that the model does not have: {', '.join(unknown[:5])}.")
     with gathered([parameters[name] for name in tensors]), torch.no_grad():
@@ -131,6 +135,7 @@ def load_named(model: torch.nn.Module, tensors: dict[str, torch.Tensor], *, sour
                 raise ValueError(f"{source}: {name} is {tuple(tensor.shape)}, wanted {tuple(parameters[name].shape)}.")
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
+    return set(tensors)
 
 
 def trainable_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -170,7 +175,7 @@ def save_checkpoint(
         (path / "README.md").unlink(missing_ok=True)  # peft's empty model card
         with atomic_path(path / NON_LORA) as temporary, temporary.open("wb") as file:
             # Through a file object, the same tensors give the same bytes.
-            torch.save({name: tensor for name, tensor in state.items() if "lora_" not in name}, file)
+            torch.save({name_in_files(name): tensor for name, tensor in state.items() if "lora_" not in name}, file)
         model.get_base_model().config.save_pretrained(str(path))
     else:
         model.save_pretrained(str(path), state_dict={**model.state_dict(), **state}, safe_serialization=True)

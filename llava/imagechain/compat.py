@@ -97,16 +97,25 @@ def gathered(parameters: Iterable[torch.nn.Parameter]) -> contextlib.AbstractCon
 
 @contextlib.contextmanager
 def without_load_report() -> Iterator[None]:
-    """Keep the library from reporting missing weights while a load runs that fills them afterwards."""
+    """Hold back what the library reports of a load's missing and surplus weights; a load that fails shows it."""
     library = logging.getLogger("transformers.modeling_utils")
-    words = ("LOAD REPORT", "newly initialized")
+    words = ("LOAD REPORT", "newly initialized", "were not used when")
+    held: list[logging.LogRecord] = []
 
     def keep(record: logging.LogRecord) -> bool:
-        return not any(word in record.getMessage() for word in words)
+        if any(word in record.getMessage() for word in words):
+            held.append(record)
+            return False
+        return True
 
     library.addFilter(keep)
     try:
         yield
+    except Exception:
+        library.removeFilter(keep)
+        for record in held:
+            library.handle(record)
+        raise
     finally:
         library.removeFilter(keep)
 

@@ -21,7 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.imagechain.config import ConfigError, option, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import read_json, write_json, write_text
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.saving import FolderConfig, check_folders, compare_logits, find_base, new_folder, probe_logits
@@ -115,7 +116,7 @@ def write_prompt(processor: Any, original: Any, prompt_format: str, conversation
     }  # fmt: skip
 
 
-def export(config: ExportConfig, dtype: str, folder: Path, run: Run) -> None:
+def export(config: ExportConfig, dtype: str, folder: Path, manifest: Run) -> None:
     """Write the folder and compare what is read back with the original.
 
     Raises:
@@ -150,7 +151,7 @@ def export(config: ExportConfig, dtype: str, folder: Path, run: Run) -> None:
     found = hf_model.exported_logits(folder, original, tower, config.device, dtype).cpu()
     facts.update(compare_logits(found[:, : wanted.shape[1]], wanted, config, dtype))
     facts.update(dtype=dtype, image_token_id=image_id, aspect=aspect)
-    run.record(**facts)
+    manifest.record(**facts)
     if not hf_model.same_pixels(processor, image_processor, aspect):
         raise ValueError("the exported image processor gives other pixels; nothing was written")
     write_card(config, facts, folder)
@@ -188,28 +189,26 @@ def push(folder: Path, repository: str, *, public: bool) -> str:
     return address
 
 
+def run(config: ExportConfig) -> None:
+    """Check, write the folder, upload it where that was asked for."""
+    dtype = check(config)
+    if config.dry_run:
+        pushed = f", then to the hub as {config.push_to}" if config.push_to else ""
+        print(f"{config.checkpoint} in {dtype} -> {config.output_dir}{pushed}")
+        return
+    with (
+        new_folder(config.output_dir, overwrite=config.overwrite) as folder,
+        run_manifest(folder, config=to_json(config), name="export.json") as manifest,
+    ):
+        export(config, dtype, folder, manifest)
+    logger.info("exported: %s", config.output_dir)
+    if config.push_to:
+        logger.info("pushed: %s", push(config.output_dir, config.push_to, public=config.public))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(ExportConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        dtype = check(config)
-        if config.dry_run:
-            pushed = f", then to the hub as {config.push_to}" if config.push_to else ""
-            print(f"{config.checkpoint} in {dtype} -> {config.output_dir}{pushed}")
-            return 0
-        with (
-            new_folder(config.output_dir, overwrite=config.overwrite) as folder,
-            run_manifest(folder, config=to_json(config), name="export.json") as run,
-        ):
-            export(config, dtype, folder, run)
-        logger.info("exported: %s", config.output_dir)
-        if config.push_to:
-            logger.info("pushed: %s", push(config.output_dir, config.push_to, public=config.public))
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(ExportConfig, run, argv, program=PROGRAM, description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def hub_config(model: Any, image_id: int, rows: int) -> dict[str, Any]:
 
     tower, source = model.get_vision_tower(), model.config.to_dict()
     known = set(LlamaConfig().to_dict()) - {"model_type", "architectures", "transformers_version", "_name_or_path"}
-    text = LlamaConfig(**{**{key: source[key] for key in known if key in source}, "vocab_size": rows})
+    written = {"vocab_size": rows, "tie_word_embeddings": False}  # both tables are written, also where they are one
+    text = LlamaConfig(**{**{key: source[key] for key in known if key in source}, **written})
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**tower.config.to_dict()),
         text_config=text,
@@ -119,7 +120,7 @@ def write_weights(model: Any, folder: Path, rows: int) -> None:
 
     state = {target: tensor for name, tensor in model.state_dict().items() if (target := hub_name(name))}
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
-        state[name] = with_rows(state[name], rows)
+        state[name] = with_rows(state[name], rows).clone()
     save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, str(folder))
 
 

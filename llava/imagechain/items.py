@@ -57,7 +57,8 @@ def read_items(images: Any, modalities: Any) -> list[Item]:
 
 
 def _kinds(images: Any, modalities: Any) -> list[str]:
-    entries = [modalities] if isinstance(modalities, str) else list(modalities or ["image"])
+    entries = [modalities] if isinstance(modalities, str) else list(() if modalities is None else modalities)
+    entries = entries or ["image"]
     nested = [isinstance(entry, (list, tuple)) and bool(entry) for entry in entries]
     scenes = sum(len(image) for image in images if isinstance(image, (list, tuple)))
     if all(nested) and len(entries) != len(images) and len(entries) == scenes:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.imagechain.config import ConfigError, parse_config, to_json
+from llava.imagechain.command import run_command
+from llava.imagechain.config import ConfigError, to_json
 from llava.imagechain.files import read_json
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.saving import (
@@ -48,7 +49,7 @@ def check(config: FolderConfig) -> tuple[Path, str]:
     return base, check_folders(config, base, base)
 
 
-def merge(config: FolderConfig, base: Path, dtype: str, folder: Path, run: Run) -> None:
+def merge(config: FolderConfig, base: Path, dtype: str, folder: Path, manifest: Run) -> None:
     """Write the merged model into a folder and compare what is read back with base and adapter.
 
     Raises:
@@ -68,7 +69,8 @@ def merge(config: FolderConfig, base: Path, dtype: str, folder: Path, run: Run) 
     gc.collect()  # a 7B model twice in memory would be too much for most machines
 
     tokenizer, model, _, _ = _load(folder, None, config.device, dtype)
-    run.record(base=str(base), dtype=dtype, **compare_logits(probe_logits(model, tokenizer), wanted, config, dtype))
+    found = compare_logits(probe_logits(model, tokenizer), wanted, config, dtype)
+    manifest.record(base=str(base), dtype=dtype, **found)
 
 
 def _load(path: Path, base: Path | None, device: str, dtype: str, **options: Any) -> tuple[Any, Any, Any, int]:
@@ -80,25 +82,23 @@ def _load(path: Path, base: Path | None, device: str, dtype: str, **options: Any
     )  # fmt: skip
 
 
+def run(config: FolderConfig) -> None:
+    """Check, then write the folder."""
+    base, dtype = check(config)
+    if config.dry_run:
+        print(f"{config.checkpoint} on {base}, in {dtype} on {config.device} -> {config.output_dir}")
+        return
+    with (
+        new_folder(config.output_dir, overwrite=config.overwrite) as folder,
+        run_manifest(folder, config=to_json(config), name="merge.json") as manifest,
+    ):
+        merge(config, base, dtype, folder, manifest)
+    logger.info("merged: %s", config.output_dir)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = parse_config(FolderConfig, argv, program=PROGRAM, description=__doc__ or "")
-    try:
-        base, dtype = check(config)
-        if config.dry_run:
-            print(f"{config.checkpoint} on {base}, in {dtype} on {config.device} -> {config.output_dir}")
-            return 0
-        with (
-            new_folder(config.output_dir, overwrite=config.overwrite) as folder,
-            run_manifest(folder, config=to_json(config), name="merge.json") as run,
-        ):
-            merge(config, base, dtype, folder, run)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    logger.info("merged: %s", config.output_dir)
-    return 0
+    return run_command(FolderConfig, run, argv, program=PROGRAM, description=__doc__ or "")
 
 
 if __name__ == "__main__":

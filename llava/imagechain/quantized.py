@@ -50,24 +50,26 @@ def bits_problems(model: Any, train: Any) -> list[str]:
     return problems
 
 
-def quantization_config(model: Any, dtype: Any) -> Any:
+def quantization_config(bits: int, dtype: Any, *, quant_type: str = "nf4", double_quant: bool = True) -> Any:
     """Return how the library quantizes the weights it reads, or None for 16 bits.
 
     Args:
-        model: `ModelArguments`.
+        bits: 4, 8 or 16.
         dtype: Type that quantized layers compute in.
+        quant_type: Of 4 bits, "nf4" or "fp4".
+        double_quant: Quantize the scales of 4 bits, too.
     """
-    if model.bits == 16:
+    if bits == 16:
         return None
     from transformers import BitsAndBytesConfig
 
-    if model.bits == 8:
+    if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTIZED)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_type=model.quant_type,
-        bnb_4bit_use_double_quant=model.double_quant,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double_quant,
         llm_int8_skip_modules=NOT_QUANTIZED,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -55,9 +54,13 @@ def check_folders(config: FolderConfig, base: Path, model: Path) -> str:
     Raises:
         ConfigError: The output folder is one of the others or would be overwritten, or the type is none of `TOLERANCE`.
     """
-    for name, folder in (("checkpoint", config.checkpoint), ("base", base)):
-        if os.path.realpath(config.output_dir) == os.path.realpath(folder):
-            raise ConfigError(f"output_dir is the {name}'s folder {folder}; give another one")
+    from llava.imagechain.vision import tower_source
+
+    named = str(read_json(config.checkpoint / "config.json").get("mm_vision_tower") or "")
+    tower = Path(tower_source(named, config.checkpoint))
+    for name, folder in (("checkpoint", config.checkpoint), ("base", base), ("vision tower", tower)):
+        if folder.is_dir() and folder.resolve().is_relative_to(config.output_dir.resolve()):  # would be deleted with it
+            raise ConfigError(f"output_dir is or holds the {name}'s folder {folder}; give another one")
     refuse_existing(config.output_dir, overwrite=config.overwrite)
     settings = read_json(model / "config.json")
     dtype = config.dtype or str(settings.get("dtype") or settings.get("torch_dtype") or "float16")

@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.imagechain.compat import clip_layer_masks, gathered, is_distributed, load_image_processor
 from llava.imagechain.files import read_json
-from llava.imagechain.weights import read_tensors
+from llava.imagechain.weights import local_folder, read_tensors, shortened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,7 +67,8 @@ class CLIPVisionTower(nn.Module):
         self.is_loaded = False
         self._image_processor: Any = None
         try:
-            config = CLIPVisionConfig.from_pretrained(vision_tower)
+            # Named, so that a config.json cannot name a kernel of the hub, which is code.
+            config = CLIPVisionConfig.from_pretrained(vision_tower, attn_implementation="sdpa")
         except OSError as error:
             raise FileNotFoundError(
                 f"The config of the vision tower {vision_tower!r} was not found: {str(error).splitlines()[0]} Set "
@@ -93,17 +94,17 @@ class CLIPVisionTower(nn.Module):
         """
         parameters = {_plain(name): parameter for name, parameter in self.vision_tower.named_parameters()}
         wanted = set(parameters) if names is None else {_plain(name) for name in names} & set(parameters)
-        folder = _local_folder(self.vision_tower_name)
+        folder = local_folder(self.vision_tower_name)
         found = {_plain(name): tensor for name, tensor in read_tensors(folder, lambda n: _plain(n) in wanted).items()}
         if absent := sorted(wanted - set(found)):
             raise ValueError(
-                f"Vision weights missing in the checkpoint and in the tower folder {folder}: {_shown(absent)}."
+                f"Vision weights missing in the checkpoint and in the tower folder {folder}: {shortened(absent)}."
             )
         wrong = sorted(
             n for n in wanted if not hasattr(parameters[n], "ds_id") and found[n].shape != parameters[n].shape
         )
         if wrong:
-            raise ValueError(f"Vision weights of another shape in the tower folder {folder}: {_shown(wrong)}.")
+            raise ValueError(f"Vision weights of another shape in the tower folder {folder}: {shortened(wrong)}.")
         with gathered(parameters.values()), torch.no_grad():
             for name in wanted:
                 if parameters[name].is_meta:
@@ -250,33 +251,34 @@ def complete_vision_tower(model: Any, missing_keys: Collection[str]) -> list[str
     return [name for name in missing_keys if not name.startswith(prefix)]
 
 
-def name_in_files(name: str) -> str:
-    """Return the name under which files keep a tensor of a LLaVA model with a CLIP tower.
+def in_step(module: nn.Module) -> bool:
+    """Say whether the processes have to run a module equally often: in training, and wherever ZeRO-3 spreads it.
 
-    transformers 5 leaves a level of the tower's names out; files with it open in every library version.
+    Processes that predict each for itself must not wait for each other.
     """
-    prefix = "model.vision_tower.vision_tower."
-    rest = name.removeprefix(prefix)
-    return name if rest == name or rest.startswith("vision_model.") else f"{prefix}vision_model.{rest}"
+    return is_distributed() and (module.training or any(hasattr(p, "ds_id") for p in module.parameters()))
 
 
-def encode_frames(tower: Any, frames: torch.Tensor, frames_per_call: int | None = None) -> torch.Tensor:
-    """Run the tower over all frames of a batch, every process making the same number of calls.
+def encode_frames(
+    tower: Any, frames: torch.Tensor, frames_per_call: int | None = None, *, in_step: bool = False
+) -> torch.Tensor:
+    """Run the tower over all frames of a batch.
 
     With ZeRO-3 each call gathers parameters from all processes, so a process that makes fewer calls would hang the
-    others: the number of calls is the maximum over processes and a process that has run out sends a frame of zeros.
+    others.
 
     Args:
         tower: Maps (F, 3, H, W) to (F, N, D).
         frames: All frames (F, 3, H, W); F may be 0.
         frames_per_call: Most frames in one call; None sends all at once.
+        in_step: Every process makes as many calls as the one with most; one that has run out sends a frame of zeros.
 
     Returns:
         Features (F, N, D).
     """
     limit = frames_per_call or max(len(frames), 1)
     calls = math.ceil(len(frames) / limit)
-    if is_distributed():
+    if in_step:
         shared = torch.tensor(calls, device=tower.device)
         torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
         calls = int(shared)
@@ -319,27 +321,7 @@ def _plain(name: str) -> str:
     return name.removeprefix("vision_model.")
 
 
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
 def _is_clip(source: str) -> bool:
     if (config := Path(source) / "config.json").is_file():
         return str(read_json(config).get("model_type", "")).startswith("clip")
     return source.startswith(("openai", "laion")) or "ShareGPT4V" in source
-
-
-def _local_folder(source: str) -> str:
-    """Return the folder of a tower, fetching a hub name into the library's cache."""
-    if Path(source).is_dir():
-        return source
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "model*.safetensors", "pytorch_model*.bin"]
-    try:
-        return snapshot_download(source, allow_patterns=patterns)
-    except Exception as error:
-        raise FileNotFoundError(
-            f"The vision tower {source!r} is neither a folder nor to be had from the model hub: {error} Set "
-            "mm_vision_tower in config.json to its folder."
-        ) from error

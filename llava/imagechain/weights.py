@@ -5,15 +5,37 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from llava.imagechain.files import inside, read_json
 
-# In the order of preference; an index names the shards beside it.
-_LAYOUTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+# In the library's order of preference; an index names the shards beside it.
+_LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def local_folder(source: str) -> str:
+    """Return a model's folder; one named on the hub is fetched into the library's cache, `.bin` weights only at need.
+
+    Raises:
+        FileNotFoundError: It is neither a folder nor to be had from the hub.
+    """
+    if Path(source).is_dir():
+        return source
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.model", "*.txt", "*.jinja", "mm_projector.bin", "non_lora_trainables.bin"]
+    try:
+        folder = snapshot_download(source, allow_patterns=[*wanted, "model*.safetensors", "adapter_model.safetensors"])
+        if any(Path(folder).glob("*.safetensors")):
+            return folder
+        return snapshot_download(source, allow_patterns=[*wanted, "pytorch_model*.bin", "adapter_model.bin"])
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{source!r} is neither a folder nor to be had from the model hub: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def read_tensors(path: Path | str, keep: Callable[[str], bool] = lambda name: True) -> dict[str, torch.Tensor]:
@@ -33,6 +55,19 @@ def read_tensors(path: Path | str, keep: Callable[[str], bool] = lambda name: Tr
             raise FileNotFoundError(f"Weight file {file} is missing; copy the checkpoint folder again.")
         tensors.update(_read_safetensors(file, keep) if file.suffix == ".safetensors" else _read_bin(file, keep))
     return tensors
+
+
+def name_in_files(name: str) -> str:
+    """Return the name under which files keep a tensor of a LLaVA model with a CLIP tower.
+
+    transformers 5 leaves a level of the tower's names out; files with it open in every library version.
+    """
+    return re.sub(r"\bmodel\.vision_tower\.vision_tower\.(?!vision_model\.)", r"\g<0>vision_model.", name)
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Return names for a message: the first eight, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def check_weights(path: Path | str) -> None:

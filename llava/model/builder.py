@@ -16,10 +16,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.imagechain.checkpoint import load_named
 from llava.imagechain.compat import DTYPE_KEYWORD, as_dtype, attention_implementation
 from llava.imagechain.files import read_json
+from llava.imagechain.quantized import quantization_config
 from llava.imagechain.vision import complete_vision_tower
-from llava.imagechain.weights import check_weights, read_tensors
+from llava.imagechain.weights import check_weights, local_folder, read_tensors, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -73,21 +75,17 @@ def load_pretrained_model(
     Raises:
         ValueError: Weights are missing everywhere (the message names them), or a file is refused.
     """
+    model_path = local_folder(model_path)
     settings = _load_settings(load_8bit, load_4bit, device_map, torch_dtype, attn_implementation) | kwargs
     multimodal, merge_adapter = settings.pop("multimodal", None), settings.pop("merge_adapter", True)
     if multimodal is None:
         multimodal = "llava" in model_name.lower() or _model_type(model_path).startswith("llava")
     if not multimodal:
-        model, tokenizer = _load_language_model(model_path, model_base, settings)
+        model, tokenizer = _load_language_model(model_path, model_base and local_folder(model_base), settings)
         return tokenizer, model.eval(), None, _context_length(model.config)
 
     adapter = _adapter_config(model_path)
-    if model_base is None and adapter:
-        model_base = _beside(model_path, adapter.get("base_model_name_or_path"))
-    if adapter and (not model_base or (model_base.startswith(("/", ".")) and not Path(model_base).is_dir())):
-        raise FileNotFoundError(
-            f"The base model {model_base!r} of the adapter {model_path} is not there; give its folder."
-        )
+    model_base = _base_folder(model_path, model_base, adapter)
     if model_base is None and "lora" in model_name.lower():
         warnings.warn(
             f"{model_name} has 'lora' in its name, but no model_base and no adapter_config.json.", stacklevel=2
@@ -104,8 +102,7 @@ def load_pretrained_model(
     model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **settings)
     missing = set(complete_vision_tower(model, info["missing_keys"]))
     if model_base is not None:
-        extra = _extra_tensors(model_path, adapted=adapter is not None)
-        missing -= load_extra_tensors(model, extra)
+        missing -= load_named(model, _extra_tensors(model_path, adapted=adapter is not None), source=model_path)
         if adapter is not None:
             model = _adapted(model, model_path, merge=merge_adapter)
     refuse_missing(missing, model_path)
@@ -113,41 +110,9 @@ def load_pretrained_model(
     tower = model.get_vision_tower()
     if not tower.is_loaded:
         tower.load_model(device_map=device_map)
-    tower.to(device=model.device, dtype=model.dtype)
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # the library moves each part's inputs to it
+    tower.to(dtype=model.dtype) if spread else tower.to(device=model.device, dtype=model.dtype)
     return tokenizer, model.eval(), tower.image_processor, _context_length(model.config)
-
-
-def load_extra_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> set[str]:
-    """Copy trained tensors that are not LoRA's (projector, line end, sometimes the tower) into a model.
-
-    Args:
-        model: A LLaVA model.
-        tensors: By name, with or without peft's "base_model.model." before it.
-
-    Returns:
-        The model's names of what was loaded.
-
-    Raises:
-        ValueError: A name or shape is not the model's; the message names it.
-    """
-    parameters = dict(model.named_parameters())
-    # transformers 5 leaves out a level of the tower's names that files keep.
-    aliases = {
-        name.replace("vision_tower.vision_tower.", "vision_tower.vision_tower.vision_model."): name
-        for name in parameters
-    }
-    loaded = set()
-    for key, value in tensors.items():
-        name = key.removeprefix("base_model.").removeprefix("model.") if key.startswith("base_model.") else key
-        name = name.removeprefix("model.") if name.startswith("model.model.") else name
-        name = name if name in parameters else aliases.get(name, name)
-        if name not in parameters or parameters[name].shape != value.shape:
-            wanted = tuple(parameters[name].shape) if name in parameters else "no such tensor"
-            raise ValueError(f"Tensor {key} of shape {tuple(value.shape)} was found; the model has {wanted}.")
-        with torch.no_grad():
-            parameters[name].copy_(value)
-        loaded.add(name)
-    return loaded
 
 
 def _load_settings(
@@ -156,18 +121,8 @@ def _load_settings(
     settings: dict[str, Any] = {"attn_implementation": attention_implementation(attention)}
     settings[DTYPE_KEYWORD] = as_dtype(dtype)
     if load_8bit or load_4bit:
-        from transformers import BitsAndBytesConfig
-
-        settings["quantization_config"] = (
-            BitsAndBytesConfig(load_in_8bit=True)
-            if load_8bit
-            else BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_compute_dtype=torch.float16,
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_quant_type="nf4",
-            )
-        )
+        computed = torch.float16 if dtype == "auto" else as_dtype(dtype)
+        settings["quantization_config"] = quantization_config(8 if load_8bit else 4, computed)
     if device_map == "auto" and not torch.cuda.is_available():
         return settings
     on_cpu = str(device_map).partition(":")[0] == "cpu"  # "cpu:0", too, as one of several processes names it
@@ -190,10 +145,9 @@ def _adapted(model: Any, adapter_path: str, *, merge: bool = True) -> Any:
 
 
 def _check_files(weights: str, adapter_path: str | None) -> None:
-    """Refuse local folders with missing, damaged or harmful weight files before the library opens one."""
-    if Path(weights).is_dir():
-        check_weights(weights)
-    if adapter_path and Path(adapter_path).is_dir():
+    """Refuse folders with missing, damaged or harmful weight files before the library opens one."""
+    check_weights(weights)
+    if adapter_path:
         names = ("adapter_model.safetensors", "adapter_model.bin")
         found = [file for name in names if (file := Path(adapter_path) / name).is_file()]
         if not found:
@@ -212,7 +166,10 @@ def model_classes(model_path: str, model_name: str) -> tuple[Any, Any]:
     if words != model_type and "qwen" in words and ("moe" in words or "a14b" in words):
         family = _FAMILIES["qwen_moe"]
     module, prefix = family or ("llava_llama", "LlavaLlama")
-    loaded = importlib.import_module(f"llava.model.language_model.{module}")
+    try:
+        loaded = importlib.import_module(f"llava.model.language_model.{module}")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{prefix}ForCausalLM needs a LLaVA-NeXT checkout under this package: {error}") from error
     config_name = "LlavaConfig" if prefix == "LlavaLlama" else f"{prefix}Config"
     return getattr(loaded, f"{prefix}ForCausalLM"), getattr(loaded, config_name)
 
@@ -227,11 +184,17 @@ def _adapter_config(model_path: str) -> dict[str, Any] | None:
     return read_json(file) if file.is_file() else None
 
 
-def _beside(folder: str, name: str | None) -> str | None:
-    """Return an adapter's base; a relative name is looked up from the adapter's folder first."""
-    if name and not Path(name).is_absolute() and (Path(folder) / name).is_dir():
-        return str((Path(folder) / name).resolve())
-    return name
+def _base_folder(model_path: str, model_base: str | None, adapter: dict[str, Any] | None) -> str | None:
+    """Return the base's folder: the given one, or the one an adapter names, relative to its own folder first."""
+    if model_base is None and adapter:
+        model_base = adapter.get("base_model_name_or_path")
+        if model_base and (Path(model_path) / model_base).is_dir():
+            return str((Path(model_path) / model_base).resolve())
+    if adapter and (not model_base or (model_base.startswith(("/", ".")) and not Path(model_base).is_dir())):
+        raise FileNotFoundError(
+            f"The base model {model_base!r} of the adapter {model_path} is not there; give its folder."
+        )
+    return model_base and local_folder(model_base)
 
 
 def _load_tokenizer(model_path: str, model_base: str | None) -> Any:
@@ -267,20 +230,14 @@ def _extra_tensors(model_path: str, *, adapted: bool) -> dict[str, torch.Tensor]
     for suffix in (".safetensors", ".bin"):
         if (file := Path(model_path) / f"{stem}{suffix}").is_file():
             return read_tensors(file)
-    if Path(model_path).is_dir():
-        raise FileNotFoundError(f"{model_path} was opened over a base, but holds no {stem}.safetensors or {stem}.bin.")
-    from huggingface_hub import hf_hub_download
-
-    return read_tensors(hf_hub_download(repo_id=model_path, filename=f"{stem}.bin"))
+    raise FileNotFoundError(f"{model_path} was opened over a base, but holds no {stem}.safetensors or {stem}.bin.")
 
 
 def refuse_missing(missing: Collection[str], model_path: str) -> None:
     """Raise a ValueError that names the parameters for which no file holds weights; nothing when there are none."""
     if missing:
-        names = sorted(missing)
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise ValueError(
-            f"{model_path}: no file holds weights for {', '.join(names[:8])}{more}. "
+            f"{model_path}: no file holds weights for {shortened(sorted(missing))}. "
             "Give the base model, or a complete folder."
         )
 

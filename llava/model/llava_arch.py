@@ -23,14 +23,14 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.imagechain.compat import gathered, is_distributed
+from llava.imagechain.compat import gathered
 from llava.imagechain.decisions import decision
 from llava.imagechain.items import Item, items_by_row, read_items
 from llava.imagechain.merge import MergeRules, end_line, image_tokens, pool_frames, unpad_image, video_tokens
 from llava.imagechain.pooling import mean_over_frames, needed_frames
 from llava.imagechain.projector import build_vision_projector, build_vision_resampler
 from llava.imagechain.splice import pad_rows, splice_row, text_positions
-from llava.imagechain.vision import build_vision_tower, encode_frames
+from llava.imagechain.vision import build_vision_tower, encode_frames, in_step
 from llava.imagechain.weights import read_tensors
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
@@ -47,7 +47,7 @@ class LlavaMetaModel:
             self.vision_resampler = build_vision_resampler(config, vision_tower=self.vision_tower)
             self.mm_projector = build_vision_projector(config, vision_cfg=self.vision_tower.config)
             if "unpad" in (getattr(config, "mm_patch_merge_type", None) or ""):
-                self.image_newline = nn.Parameter(torch.empty(config.hidden_size, dtype=self.dtype))  # type: ignore[attr-defined]
+                self.image_newline = nn.Parameter(torch.zeros(config.hidden_size, dtype=self.dtype))  # type: ignore[attr-defined]
 
     def get_vision_tower(self) -> Any:
         """Return the tower, also where FSDP keeps it in a list; None without one."""
@@ -164,8 +164,8 @@ class LlavaMetaForCausalLM(ABC):
             ValueError: Marks and images do not agree; the message names the row.
         """
         has_tower = self.get_vision_tower() is not None
-        # With several processes in training, each takes part in the tower calls of the others.
-        needed = always_embed or (has_tower and (images is not None or (self.training and is_distributed())))
+        together = has_tower and in_step(self.get_model())  # each process takes part in the tower calls of the others
+        needed = always_embed or together or (has_tower and images is not None)
         if not needed or (input_ids.shape[1] == 1 and not always_embed):
             if input_ids.shape[1] > 1:
                 items_by_row([], (input_ids == IMAGE_TOKEN_INDEX).sum(dim=1).tolist())
@@ -173,11 +173,12 @@ class LlavaMetaForCausalLM(ABC):
         present = text_positions(input_ids, attention_mask)
         marks = ((input_ids == IMAGE_TOKEN_INDEX) & present).sum(dim=1).tolist()
         rows = items_by_row([] if images is None or not has_tower else read_items(images, modalities), marks)
-        tokens = self._tokens_of_rows(rows, image_sizes) if has_tower else [[] for _ in rows]
+        tokens = self._tokens_of_rows(rows, image_sizes, together) if has_tower else [[] for _ in rows]
         table = self.get_model().embed_tokens
         nothing: Any = 0
-        if self.training and has_tower and not any(rows):  # keeps the projector in the graph of a batch of text
-            # Before the embedding, as with images: with ZeRO-3 all processes gather weights in one order.
+        if has_tower and (together or self.training) and not any(rows):
+            # Keeps the projector in the graph of a batch of text. It runs before the embedding, as with images: with
+            # ZeRO-3 all processes gather weights in one order.
             nothing = self._project(table.weight.new_zeros(1, 1, self.config.mm_hidden_size)).sum() * 0
         embedded = table(input_ids.clamp(min=0)) + nothing
         known = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
@@ -203,16 +204,19 @@ class LlavaMetaForCausalLM(ABC):
             positions = self._skipped_positions(batch.embeddings)
         return None, positions, mask, past_key_values, batch.embeddings, batch.labels
 
-    def _tokens_of_rows(self, rows: list[list[Item]], image_sizes: Any) -> list[list[torch.Tensor]]:
+    def _tokens_of_rows(
+        self, rows: list[list[Item]], image_sizes: Any, together: bool = False
+    ) -> list[list[torch.Tensor]]:
         """Encode all images of a batch, the tower and the projector running once, and return their tokens by row."""
         items = [item for row in rows for item in row]
         blocks = [needed_frames(item.blocks, self.config) if item.kind == "sequence" else item.blocks for item in items]
         flat = [(item, block) for item, item_blocks in zip(items, blocks, strict=True) for block in item_blocks]
-        features = iter(self._project_blocks(self._encode_blocks(flat), [item.kind == "sequence" for item, _ in flat]))
+        encoded = self._encode_blocks(flat, together)
+        features = iter(self._project_blocks(encoded, [item.kind == "sequence" for item, _ in flat]))
         tokens = {item.index: [self._merge(item, next(features), image_sizes) for _ in item.blocks] for item in items}
         return [[token for item in row for token in tokens[item.index]] for row in rows]
 
-    def _encode_blocks(self, blocks: list[tuple[Item, torch.Tensor]]) -> list[torch.Tensor]:
+    def _encode_blocks(self, blocks: list[tuple[Item, torch.Tensor]], together: bool) -> list[torch.Tensor]:
         """Return tower features (F, N, Dv) of each block; cached blocks are theirs already."""
         tower = self.get_vision_tower()
         pixels = [block for item, block in blocks if not item.cached]
@@ -226,10 +230,9 @@ class LlavaMetaForCausalLM(ABC):
             if pixels
             else torch.zeros(0, 3, size, size, device=tower.device)
         )
-        if not pixels and not (self.training and is_distributed()):
-            encoded: list[torch.Tensor] = []
-        else:
-            features = encode_frames(tower, frames, getattr(tower, "frames_per_call", None))
+        encoded: list[torch.Tensor] = []
+        if pixels or together:
+            features = encode_frames(tower, frames, getattr(tower, "frames_per_call", None), in_step=together)
             encoded = list(torch.split(features, [len(block) for block in pixels])) if pixels else []
         queue = iter(encoded)
         return [block if item.cached else next(queue) for item, block in blocks]

@@ -119,3 +119,13 @@ def test_an_interrupted_apply_is_finished_by_the_next(checkout):
 def test_wrong_arguments_are_refused_by_name(arguments, words):
     refused = run(*arguments)
     assert refused.returncode == 2 and words in refused.stderr
+
+
+def test_a_repository_without_a_commit_is_recognised_by_its_files(checkout):
+    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+    refused = run(checkout)
+    assert (
+        refused.returncode == 2
+        and "llava/model/llava_arch.py" in refused.stderr
+        and "commit HEAD" not in refused.stderr
+    )

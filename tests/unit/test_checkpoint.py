@@ -134,6 +134,27 @@ def test_tensors_of_another_name_or_shape_change_nothing(tmp_path):
     assert torch.equal(model.lm_head.weight, before)
 
 
+def test_tensors_are_found_under_the_names_of_every_library_version(tiny_llava):
+    model = load_checkpoint(tiny_llava.full, device="cpu").model
+    stem = "vision_tower.vision_tower.{}embeddings.class_embedding"
+    for number, prefix in enumerate(("model.", "base_model.model.model.")):
+        for level in ("", "vision_model."):
+            value = torch.full((32,), float(2 * number + bool(level)))
+            loaded = load_named(model, {prefix + stem.format(level): value}, source="x")
+            assert loaded == {"model." + stem.format("vision_model.")}
+            tower = model.get_vision_tower().vision_tower.state_dict()
+            assert torch.equal(next(t for name, t in tower.items() if name.endswith("class_embedding")), value)
+
+
+def test_a_trained_tower_is_saved_beside_an_adapter_under_the_names_of_every_version(tmp_path, tiny_llava):
+    loaded = load_checkpoint(tiny_llava.full, device="cpu", dtype=torch.float32)
+    arguments = ModelArguments(lora_enable=True, lora_r=4, mm_tunable_parts="mm_mlp_adapter,mm_vision_tower")
+    path = save(tmp_path / "run", (prepare_model(loaded.model, arguments), loaded.tokenizer), tiny_llava.full)
+    names = [name for name in torch.load(path / NON_LORA, weights_only=True) if "vision_tower" in name]
+    assert names and all(".vision_tower.vision_tower.vision_model." in name for name in names)
+    load_checkpoint(path, device="cpu")
+
+
 def test_names_lose_what_peft_puts_before_them():
     assert plain_name("base_model.model.model.mm_projector.0.weight") == "model.mm_projector.0.weight"
     assert plain_name("model.mm_projector.0.weight") == "model.mm_projector.0.weight"

@@ -98,6 +98,16 @@ def test_an_adapter_is_exported_merged(family, tmp_path):
     assert export_hf.main(["--checkpoint", str(family.lora), "--output-dir", str(tmp_path / "out")]) == 0
 
 
+def test_a_head_tied_to_the_embedding_is_exported(family, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    source = trained_copy(family, "tied", tie_word_embeddings=True)
+    tensors = load_file(source / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    assert export_hf.main(["--checkpoint", str(source), "--output-dir", str(tmp_path / "out")]) == 0
+
+
 def test_new_words_get_rows_that_are_never_the_likeliest():
     table = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
     longer = hf_model.with_rows(table, 12)

@@ -78,8 +78,8 @@ def test_a_missing_base_is_named(copy_of_tiny_llava, tmp_path, capsys):
     ("checkpoint", "output", "message"),
     [
         ("full", "new", "is no LoRA folder"),
-        ("lora", "plain", "is the base's folder"),
-        ("lora", "lora", "is the checkpoint's folder"),
+        ("lora", "plain", "is or holds the base's folder"),
+        ("lora", "lora", "is or holds the checkpoint's folder"),
         ("lora", "full", "exists; --overwrite"),
     ],
 )

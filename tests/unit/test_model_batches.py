@@ -160,6 +160,7 @@ def test_image_sizes_in_the_place_of_modalities_are_tolerated(model):
     wanted = logits(model, [IMAGE_ROW], [PICTURE], ["image"])
     assert torch.equal(logits(model, [IMAGE_ROW], [PICTURE], [(40, 30)]), wanted)
     assert torch.equal(logits(model, [IMAGE_ROW], [PICTURE], None), wanted)
+    assert torch.equal(logits(model, [IMAGE_ROW], [PICTURE], torch.tensor([[40, 30]])), wanted)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -216,6 +217,15 @@ def test_dpo_forward_returns_logits_and_labels_of_the_longer_row(model):
     found, labels = model(input_ids=ids, attention_mask=mask, labels=ids, images=[PICTURE], dpo_forward=True)
     assert found.shape[1] == labels.shape[1] == len(IMAGE_ROW) - 1 + 16
     assert (labels[0, 2:18] == IGNORE_INDEX).all()
+
+
+def test_logits_of_some_positions_are_those_of_all(model):
+    ids = torch.tensor([SEQUENCE_ROW])
+    call = {"input_ids": ids, "images": [SCENES], "modalities": "video-seq"}
+    with torch.no_grad():
+        every = model(**call).logits
+        for wanted, keep in ((every[:, -2:], 2), (every[:, [0, 5]], torch.tensor([0, 5]))):
+            torch.testing.assert_close(model(**call, logits_to_keep=keep).logits, wanted)
 
 
 def test_return_dict_false_gives_a_tuple(model):

@@ -45,6 +45,36 @@ def test_every_kind_of_checkpoint_loads_with_the_right_weights(tiny_llava, kind,
     assert torch.isfinite(model.encode_images(FRAMES)).all()
 
 
+@pytest.mark.parametrize(("kind", "base"), [("notower", None), ("projector", "plain"), ("lora", "plain")])
+def test_only_the_language_model_is_quantized(tiny_llava, kind, base):
+    pytest.importorskip("bitsandbytes")
+    _, model, _, _ = load(tiny_llava.root / kind, base and tiny_llava.root / base, load_4bit=True)
+    body = model.get_model()
+    assert type(body.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    assert not any("4bit" in type(m).__name__ for m in (*body.vision_tower.modules(), *body.mm_projector.modules()))
+    assert torch.equal(tower_tensor(model), file_tensor(tiny_llava.tower, "class_embedding"))
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=torch.tensor([[1, 40, -200]]), images=[FRAMES[0]]).logits).all()
+
+
+def test_a_name_on_the_hub_is_fetched_and_checked_like_a_folder(copy_of_tiny_llava, monkeypatch):
+    import huggingface_hub
+
+    hub = {"someone/llava-lora": copy_of_tiny_llava.lora, "someone/vicuna": copy_of_tiny_llava.plain}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(hub[name]))
+    _, model, _, _ = load("someone/llava-lora", "someone/vicuna", name="llava-lora")
+    _, wanted, _, _ = load(copy_of_tiny_llava.lora)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), wanted.parameters(), strict=True))
+    (copy_of_tiny_llava.plain / "model.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(ValueError, match="is damaged"):
+        load("someone/llava-lora", "someone/vicuna", name="llava-lora")
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_an_error():
+    with pytest.raises(FileNotFoundError, match="'no/such-llava' is neither a folder nor to be had"):
+        load("no/such-llava")
+
+
 def test_an_adapter_is_added_to_its_base(tiny_llava):
     _, model, _, _ = load(tiny_llava.lora)  # its base is named in adapter_config.json, relative to its folder
     base = load_file(tiny_llava.full / "model.safetensors")

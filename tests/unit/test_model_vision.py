@@ -93,26 +93,50 @@ class Tower:
 for counts, limit in (((3, 17), 2), ((0, 5), None), ((4, 0), 3)):
     Tower.calls = 0
     frames = torch.arange(counts[rank] * 48.0).view(-1, 3, 4, 4)
-    features = encode_frames(Tower(), frames, limit)
+    features = encode_frames(Tower(), frames, limit, in_step=True)
     assert torch.equal(features[:, 0], frames.mean((2, 3))), features
     print(Tower.calls, flush=True)
 """
 
 
-def test_two_processes_with_unequal_frames_make_equally_many_calls(tmp_path):
-    store = f"file://{tmp_path / 'store'}"
+def in_two_processes(code, *arguments):
+    """Run code in two processes, rank 0 and 1, and return what each printed."""
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), store],
+            [sys.executable, "-c", code, str(rank), *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )
         for rank in range(2)
     ]  # fmt: skip
     try:
-        results = [worker.communicate(timeout=400) for worker in workers]
+        results = [worker.communicate(timeout=120) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
-    for output, error in results:
-        assert output.split() == ["9", "1", "2"], error[-2000:]
+    assert all(worker.returncode == 0 for worker in workers), [error[-2000:] for _, error in results]
+    return [output for output, _ in results]
+
+
+def test_two_processes_with_unequal_frames_make_equally_many_calls(tmp_path):
+    for output in in_two_processes(WORKER, f"file://{tmp_path / 'store'}"):
+        assert output.split() == ["9", "1", "2"]
+
+
+EVALUATION = """
+import sys, torch
+import torch.distributed as dist
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+rank, batches = int(sys.argv[1]), [3, 1][int(sys.argv[1])]
+dist.init_process_group("gloo", init_method=sys.argv[2], rank=rank, world_size=2)
+model = LlavaLlamaForCausalLM.from_pretrained(sys.argv[3]).eval()
+for _ in range(batches):
+    model.generate(torch.tensor([[1, 40, -200]]), images=[torch.zeros(3, 28, 28)], max_new_tokens=1, pad_token_id=0)
+print("done")
+"""
+
+
+def test_processes_that_generate_each_for_itself_do_not_wait_for_each_other(tiny_llava, tmp_path):
+    for output in in_two_processes(EVALUATION, f"file://{tmp_path / 'store'}", str(tiny_llava.full)):
+        assert output == "done\n"

@@ -129,8 +129,56 @@ def test_an_adapter_can_stay_beside_its_base(tiny_llava):
         )  # fmt: skip
 
 
+def test_a_whole_file_counts_before_the_index_beside_it_as_in_the_library(copy_of_tiny_llava):
+    folder = copy_of_tiny_llava.full
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load(folder)[1] is not None
+    write_bin(folder, {**load_file(folder / "model.safetensors"), "x": Payload()})
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": "good.bin"}}))
+    torch.save({"lm_head.weight": torch.zeros(480, 64)}, folder / "good.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is refused"):
+        load(folder)
+
+
+def test_tensors_that_the_model_does_not_have_are_named(copy_of_tiny_llava, caplog):
+    file = copy_of_tiny_llava.full / "model.safetensors"
+    surplus = {f"model.layers.{number}.mlp.up_proj.weight": torch.zeros(2, 2) for number in (2, 3)}
+    known = {"model.vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    save_file({**load_file(file), **surplus, **known}, file, metadata={"format": "pt"})
+    load(copy_of_tiny_llava.full)
+    (message,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert all(name in message for name in surplus) and "position_ids" not in message
+
+
+def test_a_tensor_of_another_shape_is_named(copy_of_tiny_llava, caplog):
+    file = copy_of_tiny_llava.full / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "intermediate_size": 64}))
+    with caplog.at_level("WARNING"), pytest.raises(RuntimeError) as error:
+        load(copy_of_tiny_llava.full)
+    assert "128, 64" in str(error.value) + caplog.text
+
+
+def test_a_towers_config_cannot_choose_code_to_be_fetched(copy_of_tiny_llava):
+    file = copy_of_tiny_llava.tower / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attn_implementation": "someone/kernel"}))
+    assert load(copy_of_tiny_llava.full)[1].get_vision_tower().config._attn_implementation == "sdpa"
+
+
+def test_a_family_of_language_models_that_is_not_here_is_named(copy_of_tiny_llava, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "llava.model.language_model.llava_mistral", None)  # there in a checkout
+    file = copy_of_tiny_llava.full / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "llava_mistral"}))
+    with pytest.raises(ImportError, match=r"LlavaMistral.*needs a LLaVA-NeXT checkout"):
+        load(copy_of_tiny_llava.full)
+
+
 @pytest.mark.parametrize("index", [{}, [], {"weight_map": {"lm_head.weight": 1}}])
 def test_an_index_that_names_no_files_is_refused(index, copy_of_tiny_llava):
+    (copy_of_tiny_llava.full / "model.safetensors").unlink()
     (copy_of_tiny_llava.full / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="a weight_map from tensor names to file names"):
         load(copy_of_tiny_llava.full)
@@ -180,3 +228,14 @@ def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, mo
     with pytest.raises(OSError, match="no"), new_folder(target, overwrite=True) as folder:
         (folder / "new.txt").write_text("new")
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "old.txt"]
+
+
+@pytest.mark.parametrize("output", [".", "family", "family/tower", "family/lora"])
+def test_a_folder_that_holds_what_is_read_is_never_replaced(copy_of_tiny_llava, capsys, output):
+    from llava.imagechain import merge_lora
+
+    before = sorted(copy_of_tiny_llava.root.rglob("*"))
+    target = copy_of_tiny_llava.root.parent / output
+    command = ["--checkpoint", str(copy_of_tiny_llava.lora), "--output-dir", str(target), "--overwrite"]
+    assert merge_lora.main(command) == 2 and "give another" in capsys.readouterr().err
+    assert sorted(copy_of_tiny_llava.root.rglob("*")) == before

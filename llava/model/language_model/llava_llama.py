@@ -18,7 +18,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IGNORE_INDEX
 from llava.imagechain.compat import accepted, with_old_config_keys, without_load_report
-from llava.imagechain.vision import CLIPVisionTower, complete_vision_tower, name_in_files, portable_tower_name
+from llava.imagechain.vision import CLIPVisionTower, complete_vision_tower, portable_tower_name
+from llava.imagechain.weights import name_in_files, shortened
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,10 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         info["missing_keys"] = complete_vision_tower(model, info["missing_keys"])
         if info["missing_keys"] and not with_info:
             logger.warning("Not in the checkpoint, still at random values: %s", ", ".join(sorted(info["missing_keys"])))
+        # Buffers that older library versions wrote are no loss.
+        surplus = sorted(n for n in info["unexpected_keys"] if not n.endswith((".position_ids", ".inv_freq")))
+        if surplus:
+            logger.warning("In the checkpoint, but not in the model, and left out: %s", shortened(surplus))
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -125,7 +130,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         cache_position: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         return_logits: bool = True,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> Any:
         """Run the model.
@@ -149,7 +154,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             num_items_in_batch: Label tokens of the global batch: the loss is the sum over this batch's label tokens
                 divided by it. None takes the mean over this batch's own.
             return_logits: False computes logits at positions with a label only and returns none (training).
-            logits_to_keep: Compute logits of the last positions only; 0 for all.
+            logits_to_keep: Compute logits of that many last positions only, 0 for all, or of these positions.
             **kwargs: Handed on to the language model.
 
         Returns:
@@ -182,7 +187,8 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         if labels is not None and not return_logits:
             loss = self._loss_on_labels(hidden, labels, num_items_in_batch)
         else:
-            logits = self.lm_head(hidden[:, -logits_to_keep:])
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
             if labels is not None:
                 loss = token_loss(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), num_items_in_batch)
         result = CausalLMOutputWithPast(
