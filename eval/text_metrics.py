@@ -222,11 +222,15 @@ def metrics_sheet(lines: Sequence[dict[str, Any]], metrics: Sequence[Metric], no
 
 
 def _value(made: Estimate) -> str:
-    return "–" if made.value is None else f"{made.value:.2f}"
+    return "–" if made.value is None else _two_decimals(made.value)
 
 
 def _interval(made: Estimate) -> str:
-    return "–" if made.low is None or made.high is None else f"{made.low:.2f} to {made.high:.2f}"
+    return "–" if made.low is None or made.high is None else " to ".join(map(_two_decimals, (made.low, made.high)))
+
+
+def _two_decimals(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def _to_json(line: dict[str, Any]) -> dict[str, Any]:

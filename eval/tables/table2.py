@@ -180,7 +180,8 @@ def _notes(
     notes = [
         f"Judge: {', '.join(judges)}. Gain: training on C2-7 minus training on the tested context alone, on the "
         "stories scored in both; its interval is a bootstrap over videos, p an exact McNemar test over stories, "
-        "detectable the smallest true gain that the test finds with 80 % probability (Connor 1987)."
+        "detectable the smallest true gain that the test finds with 80 % probability (Connor 1987). Each p is of its "
+        "row alone, not corrected for the number of rows."
     ]
     if any(len(some) > 1 for some in found.values()):
         notes.append(

@@ -85,6 +85,11 @@ def test_verdicts_that_are_all_the_same_give_no_correlation_but_a_reason(tmp_pat
     ) in capsys.readouterr().out
 
 
+def test_a_bound_just_below_zero_is_shown_without_a_sign():
+    made = text_metrics.Estimate(value=0.1, low=-0.001, high=0.25)
+    assert text_metrics._interval(made) == "0.00 to 0.25"
+
+
 def test_several_runs_get_a_line_each_and_one_together(tmp_path):
     runs = [
         make_run(tmp_path / name, ROWS, variant)
