@@ -92,6 +92,10 @@ def run_title(run: RunFolder) -> str:
     return ", ".join([variant, *details])
 
 
+def _with_seed(run: RunFolder) -> str:
+    return f"{run.path} ({'no seed' if run.seed is None else f'seed {run.seed}'})"
+
+
 def by_cell(runs: Sequence[RunFolder], key: Callable[[RunFolder], Hashable]) -> dict[Any, list[RunFolder]]:
     """Group runs by the table cells that they fill; the runs of one cell are seeds of one training, in their order.
 
@@ -109,8 +113,8 @@ def by_cell(runs: Sequence[RunFolder], key: Callable[[RunFolder], Hashable]) -> 
         for other in others:
             if run.seed is None or other.seed is None or run.seed == other.seed:
                 raise ValueError(
-                    f"one run for each row was wanted, found two of {run_title(run)}: {other.path}, {run.path}; "
-                    "several runs of one row need different training seeds"
+                    f"one run for each row was wanted, found two of {run_title(dataclasses.replace(run, seed=None))}: "
+                    f"{_with_seed(other)}, {_with_seed(run)}; several runs of one row need different training seeds"
                 )
         others.append(run)
     return {cell: sorted(some, key=lambda run: run.seed or 0) for cell, some in found.items()}

@@ -88,7 +88,9 @@ class PredictConfig:
     resume: bool = option(True, help="keep the predictions that are already there")
     overwrite: bool = option(False, help="drop the predictions that are already there")
     dry_run: bool = option(False, help="say what would be done and needed, and stop; no weight is loaded")
-    tflops: float = option(DEFAULT_TFLOPS, help="useful TFLOP/s of the GPU, for the time that --dry-run expects")
+    tflops: float = option(
+        DEFAULT_TFLOPS, help="useful TFLOP/s of the GPU, for the time that --dry-run expects", minimum=0.001
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -122,10 +122,11 @@ def _mean(variant: str, control: str | None, rows: Sequence[Row]) -> Mean:
 def _notes(rows: Sequence[Row], controls: Sequence[Row], left_out: Sequence[RunFolder], paper: bool) -> list[str]:
     """Say everything that a reader of the numbers has to know."""
     present = [(row, row.run) for row in (*rows, *controls) if row.run is not None]
-    judges = sorted({run.judge or "none" for _, run in present})
+    judges = sorted({run.judge for _, run in present if run.judge})
     notes = [
-        f"Judge: {', '.join(judges)}. An answer that is neither Yes nor No is unparsed and counts as No; an unscored "
-        "story (failed or missing call) is in no count. C4-6 and C2-6 are total yes / total stories."
+        f"Judge: {', '.join(judges) or 'none'}. SimRate: the share of stories (k/n) whose predicted last scene says "
+        "what the reference says. An answer that is neither Yes nor No is unparsed and counts as No; an unscored story "
+        "(failed or missing call) is in no count. C4-6 and C2-6 are total yes / total stories."
     ]
     if len(judges) > 1:
         notes.append("The runs were judged by different judges: their numbers cannot be compared.")

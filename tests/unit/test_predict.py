@@ -142,10 +142,10 @@ def test_a_run_stopped_after_its_last_row_is_still_brought_to_its_end(tiny_llava
     assert json.loads(manifest.read_text())["status"] == "success"
 
 
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_refused(tiny_llava, stories, tmp_path, limit):
+@pytest.mark.parametrize(("name", "number"), [("limit", 0), ("limit", -1), ("tflops", 0)])
+def test_a_number_without_meaning_is_refused(tiny_llava, stories, tmp_path, name, number):
     with pytest.raises(SystemExit, match="2"):
-        predict(tiny_llava.full, stories, tmp_path, "--limit", limit)
+        predict(tiny_llava.full, stories, tmp_path, f"--{name}", number, "--dry-run")
 
 
 def test_a_config_that_contradicts_the_weights_is_an_error_without_traceback(

@@ -166,7 +166,8 @@ def test_csv_and_json_hold_the_same_cells(make_run, tmp_path):
     [
         ({"variant": "imagchain"}, "found 'imagchain'"),
         ({"control": "upside_down"}, "'upside_down'"),
-        ({}, "one run for each row was wanted, found two of ImageChain"),
+        ({}, "one run for each row was wanted, found two of ImageChain: "),
+        ({"seed": 1}, "b (seed 1); several runs of one row need different training seeds"),
     ],
 )
 def test_runs_that_fit_no_row_are_refused(make_run, tmp_path, capsys, change, message):
@@ -174,6 +175,14 @@ def test_runs_that_fit_no_row_are_refused(make_run, tmp_path, capsys, change, me
     assert run_tables(tmp_path, *runs)[0] == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_not_judged_is_no_other_judge(make_run, tmp_path):
+    runs = [make_run(tmp_path / name, [(2, "yes")], variant=name) for name in ("imagechain", "mllm_ft")]
+    (runs[1] / "judgments.jsonl").unlink()
+    text = (run_tables(tmp_path, *runs)[1] / "table1.md").read_text()
+    assert "- Judge: world. SimRate: the share of stories" in text and "different judges" not in text
+    assert "Unscored stories, run eval.simrate again: MLLM-FT 1" in text
 
 
 def test_runs_that_are_all_trained_on_another_context_are_refused(make_run, tmp_path, capsys):
