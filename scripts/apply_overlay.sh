@@ -41,7 +41,7 @@ listed_hash() { awk -v file="$2" '$2 == file { print $1 }' <<<"$1"; } # LIST FIL
 action=apply force=0 checkout=""
 while (($#)); do
   case "$1" in
-    -h | --help) usage && exit 0 ;;
+    -h | --help) usage; exit 0 ;;
     --check | --dry-run | --revert) [[ $action == apply ]] || refuse "$1 and --$action cannot be combined."; action=${1#--} ;;
     --force) force=1 ;;
     -*) refuse "unknown option $1; see --help." ;;
@@ -151,7 +151,8 @@ apply() {
   local file edited differing hash
   read_lines differing < <(differing_files)
   if ((${#differing[@]} == 0)); then
-    say "already applied and up to date: $checkout" && return
+    say "already applied and up to date: $checkout"
+    return
   fi
   refuse_unknown_commit
   read_lines edited < <(edited_files)
@@ -165,7 +166,8 @@ apply() {
       elif [[ -e "$checkout/$file" ]]; then echo "replace  $file"
       else echo "add      $file"; fi
     done
-    say "nothing was written" && return
+    say "nothing was written"
+    return
   fi
   ((${#edited[@]} == 0)) || keep_edited "${edited[@]}"
   back_up
@@ -187,7 +189,8 @@ revert() {
   if [[ ! -d "$backup_dir" ]]; then
     [[ -d "$state_dir" ]] && refuse "llava/imagechain was copied by hand, so there is nothing to put back from here." \
       "In a git checkout: git checkout -- llava && rm -r llava/imagechain"
-    say "not applied: $checkout" && return
+    say "not applied: $checkout"
+    return
   fi
   read_lines edited < <(edited_files)
   if ((${#edited[@]} && !force)); then
@@ -212,16 +215,21 @@ check() {
   local edited differing
   if [[ -z "$written" ]]; then
     read_lines differing < <(differing_files)
-    ((${#differing[@]})) || { say "applied by hand, whole and up to date: $checkout" && return; }
-    say "not applied: $checkout" && return 1
+    ((${#differing[@]})) || { say "applied by hand, whole and up to date: $checkout"; return; }
+    say "not applied: $checkout"
+    return 1
   fi
   read_lines edited < <(edited_files)
   if ((${#edited[@]})); then
-    say "applied, but edited since:" && printf '  %s\n' "${edited[@]}" && return 3
+    say "applied, but edited since:"
+    printf '  %s\n' "${edited[@]}"
+    return 3
   fi
   read_lines differing < <(differing_files)
   if ((${#differing[@]})); then
-    say "applied, but not whole or not this version; apply again:" && printf '  %s\n' "${differing[@]}" && return 1
+    say "applied, but not whole or not this version; apply again:"
+    printf '  %s\n' "${differing[@]}"
+    return 1
   fi
   say "applied, whole and up to date: $checkout"
 }

@@ -81,6 +81,15 @@ def test_dry_run_writes_nothing_and_lists_the_files(checkout):
     assert "add      llava/imagechain/splice.py" in shown.stdout and files(checkout) == before
 
 
+@pytest.mark.parametrize("words", [["--help", "--force"], ["--revert", "--force"]])
+def test_what_has_nothing_to_do_writes_nothing_also_when_nobody_listens(checkout, words):
+    before = files(checkout)
+    command = ["bash", str(SCRIPT), *words, str(checkout)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, check=False)
+    assert done.returncode != 0 and files(checkout) == before
+
+
 @pytest.mark.parametrize("edited", ["llava/train/train.py", "llava/imagechain/splice.py", "llava/imagechain/mine.py"])
 def test_edits_made_after_applying_are_never_lost(checkout, edited):
     run("--force", checkout)
