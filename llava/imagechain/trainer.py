@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, ProgressCallback, Trainer
 
+from llava.imagechain.callbacks import EpochOrder, MinuteLog, StopGently, StopWhenDiverged, diverged
 from llava.imagechain.checkpoint import (
     NON_LORA,
     is_adapter,
@@ -23,106 +23,15 @@ from llava.imagechain.checkpoint import (
     save_checkpoint,
     trainable_state,
 )
-from llava.imagechain.compat import is_distributed, numpy_state_allowed
+from llava.imagechain.compat import numpy_state_allowed
 from llava.imagechain.data import Collator, StoryExamples
 from llava.imagechain.files import atomic_path
 from llava.imagechain.labels import IGNORE_INDEX
-from llava.imagechain.parts import parameter_groups, part_of, prepare_model, trainable_table
+from llava.imagechain.order import FilledExamples, LengthGroupedSampler
+from llava.imagechain.parts import parameter_groups, part_of
 from llava.imagechain.weights import read_tensors
 
-__all__ = ["ImageChainTrainer", "LengthGroupedSampler", "make_trainer", "part_of", "prepare_model", "trainable_table"]
 logger = logging.getLogger(__name__)
-STOP = "stop"
-
-
-# --- order of the examples --------------------------------------------------------------------------------------------
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """A random order in which neighbours have like lengths, new each epoch and the same for the same seed.
-
-    The shuffled examples are cut into megabatches, each sorted by length and cut into global batches; the global
-    batches of the whole epoch are shuffled. The longest comes first, so that a lack of memory shows at once.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        global_batch_size: int,
-        group_batches: int,
-        seed: int,
-        kinds: Sequence[bool] | None = None,
-        multiple: int = 1,
-    ) -> None:
-        """Choose the order.
-
-        Args:
-            lengths: Of the examples.
-            global_batch_size: Examples of a step, over all devices.
-            group_batches: Global batches sorted by length together; 0 leaves the random order.
-            seed: Of all epochs.
-            kinds: A global batch holds examples of one kind only (with images or text); what is left over of both
-                comes last, together.
-            multiple: Of what the number of indices is one; the blank of `FilledExamples` makes it up.
-        """
-        self.lengths, self.seed, self.epoch, self.kinds = lengths, seed, 0, kinds
-        self.global_batch_size, self.group_batches = global_batch_size, group_batches
-        self.blanks = -len(lengths) % multiple
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths) + self.blanks
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._order() + [len(self.lengths)] * self.blanks)
-
-    def _order(self) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        if not self.group_batches and self.kinds is None:
-            return order
-        batch = self.global_batch_size
-        size = batch * max(self.group_batches, 1)
-        kinds = self.kinds or [True] * len(order)
-        batches: list[list[int]] = []
-        for pool in ([i for i in order if kinds[i]], [i for i in order if not kinds[i]]):
-            for start in range(0, len(pool), size):
-                group = sorted(pool[start : start + size], key=lambda i: -self.lengths[i])
-                batches += [group[i : i + batch] for i in range(0, len(group), batch)]
-        rest = [i for b in batches if len(b) < batch for i in b]  # incomplete batches can only stand at the end
-        last = [rest[i : i + batch] for i in range(0, len(rest), batch)]
-        whole = [b for b in batches if len(b) == batch]
-        whole = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
-        longest = max(self.lengths, default=0)
-        whole.sort(key=lambda b: max(self.lengths[i] for i in b) < longest)
-        return [i for b in whole + last for i in b]
-
-
-class FilledExamples(Dataset[dict[str, Any]]):
-    """Examples, and behind the last one a blank: the shortest of them without labels.
-
-    Several processes take as many examples each. Where an epoch ends with fewer, the library starts over with the first
-    ones, which then count twice; the blank in their place lets a step train on what one process would.
-    """
-
-    def __init__(self, examples: Any) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if index < len(self.examples):
-            return self.examples[index]
-        lengths = self.examples.lengths
-        shortest = self.examples[min(range(len(lengths)), key=lengths.__getitem__)]
-        return {**shortest, "labels": torch.full_like(shortest["labels"], IGNORE_INDEX)}
-
-
-# --- the trainer ------------------------------------------------------------------------------------------------------
 
 
 class ImageChainTrainer(Trainer):
@@ -287,110 +196,3 @@ def make_trainer(
         trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-# --- callbacks --------------------------------------------------------------------------------------------------------
-
-
-class EpochOrder(TrainerCallback):
-    """Tells the sampler its epoch: with several processes the library does not reach it when it resumes in one."""
-
-    def __init__(self, trainer: ImageChainTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Choose the order of the epoch that begins."""
-        self.trainer.order.set_epoch(int((state.epoch or 0) + 1e-6))
-
-
-def diverged(what: str, step: int) -> ValueError:
-    """Return the error that ends a run whose weights are lost; the library would log a loss of 0 and go on."""
-    return ValueError(
-        f"step {step}: {what}. Training has diverged and this step is not saved. Start anew with a lower learning_rate "
-        "(or mm_projector_lr), and with bf16 in place of fp16."
-    )
-
-
-class StopWhenDiverged(TrainerCallback):
-    """Ends the run, on all processes at the same step, after a loss that is no number on any of them."""
-
-    def __init__(self, trainer: ImageChainTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Raise before anything of the step is logged or saved."""
-        found = self.trainer.diverged.int()
-        if is_distributed():
-            torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-        if found:
-            raise diverged("the loss is NaN or infinite", state.global_step)
-
-
-class MinuteLog(TrainerCallback):
-    """Logs a line a minute, and every evaluation."""
-
-    def __init__(self) -> None:
-        self.started = self.last = 0.0
-        self.first_step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self.started = self.last = time.time()
-        self.first_step = state.global_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Log the progress when a minute is over."""
-        now = time.time()
-        if state.is_world_process_zero and now - self.last >= 60:
-            self.last = now
-            pace = (now - self.started) / max(state.global_step - self.first_step, 1)
-            loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), float("nan"))
-            left = pace * (state.max_steps - state.global_step)
-            logger.info(
-                "step %d of %d, epoch %.2f, loss %.4f, %.2f s a step, %.0f min left",
-                state.global_step, state.max_steps, state.epoch or 0, loss, pace, left / 60,
-            )  # fmt: skip
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        """Log the evaluation losses."""
-        if state.is_world_process_zero and metrics:
-            losses = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if key.endswith("loss"))
-            logger.info("step %d: %s", state.global_step, losses)
-
-
-class StopGently(TrainerCallback):
-    """On the first interrupt or termination signal: finish the step, write a checkpoint, stop. A second one kills.
-
-    The file STOP in the output folder asks for the same: batch systems can write it where signals do not reach.
-    """
-
-    def __init__(self) -> None:
-        self.signalled = 0
-        self._before: dict[int, Any] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take over the signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-        logger.info("training from step %d to %d; Ctrl-C stops with a checkpoint", state.global_step, state.max_steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Ask for a checkpoint and the end of training, on all processes at the same step."""
-        file = Path(args.output_dir) / STOP
-        stop = torch.tensor(self.signalled + file.exists(), device=args.device)
-        if is_distributed():
-            torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
-        if stop:
-            file.unlink(missing_ok=True)
-            control.should_save = control.should_training_stop = True
-        return control
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.signalled += 1
-        signal.signal(number, self._before[number])
-        logger.warning("stopping after this step, with a checkpoint; once more stops at once")

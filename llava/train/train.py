@@ -90,10 +90,11 @@ def run_training(
     """Load, train, save; `run` is None on every process but the first."""
     from transformers import set_seed
 
+    from llava.imagechain.callbacks import STOP
     from llava.imagechain.parts import prepare_model, trainable_table
     from llava.imagechain.reporting import prepare_reporting
     from llava.imagechain.start import load_model
-    from llava.imagechain.trainer import STOP, make_trainer
+    from llava.imagechain.trainer import make_trainer
 
     model_arguments, _, settings = groups
     if run:  # a request to stop that is older than the run

@@ -18,7 +18,7 @@ from llava.imagechain.checkpoint import (
     trainable_state,
 )
 from llava.imagechain.decisions import DECISIONS, settle_decisions
-from llava.imagechain.trainer import prepare_model
+from llava.imagechain.parts import prepare_model
 
 
 @pytest.fixture()

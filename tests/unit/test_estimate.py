@@ -18,7 +18,7 @@ import torch
 from llava.imagechain.arguments import DataArguments, ModelArguments
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.estimate import Estimate, PredictPlan, TrainPlan, estimate, kept_bytes, meta_model
-from llava.imagechain.trainer import part_of, prepare_model, trainable_table
+from llava.imagechain.parts import part_of, prepare_model, trainable_table
 from llava.imagechain.weights import name_in_files
 
 PUBLISHED = Path(__file__).parent / "published"

@@ -10,8 +10,8 @@ from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.data import Collator
 from llava.imagechain.llava_json import JsonSettings, LlavaJsonExamples
 from llava.imagechain.media import Sampling
+from llava.imagechain.order import LengthGroupedSampler
 from llava.imagechain.samples import expand_braces, read_samples
-from llava.imagechain.trainer import LengthGroupedSampler
 
 
 def say(question, answer="A cat.", **media):

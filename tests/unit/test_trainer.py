@@ -7,15 +7,11 @@ import pytest
 import torch
 
 from llava.imagechain.arguments import ModelArguments
+from llava.imagechain.callbacks import StopGently
 from llava.imagechain.checkpoint import LORA_TARGETS
-from llava.imagechain.trainer import (
-    FilledExamples,
-    ImageChainTrainer,
-    LengthGroupedSampler,
-    part_of,
-    prepare_model,
-    trainable_table,
-)
+from llava.imagechain.order import FilledExamples, LengthGroupedSampler
+from llava.imagechain.parts import part_of, prepare_model, trainable_table
+from llava.imagechain.trainer import ImageChainTrainer
 
 
 @pytest.fixture()
@@ -185,8 +181,6 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_global_token_mean(mo
 
 
 def test_a_stop_file_asks_for_a_checkpoint_and_the_end(tmp_path):
-    from llava.imagechain.trainer import StopGently
-
     arguments = SimpleNamespace(output_dir=str(tmp_path), device="cpu")
     control = SimpleNamespace(should_save=False, should_training_stop=False)
     stopper = StopGently()
@@ -199,8 +193,6 @@ def test_a_stop_file_asks_for_a_checkpoint_and_the_end(tmp_path):
 
 
 def test_a_request_to_stop_that_comes_while_the_model_loads_is_not_lost(tmp_path):
-    from llava.imagechain.trainer import StopGently
-
     (tmp_path / "stop").touch()
     arguments, state = (
         SimpleNamespace(output_dir=str(tmp_path), device="cpu"),

@@ -89,9 +89,9 @@ def prepare(config: BenchConfig) -> Bench:
     from llava.imagechain.bench.synthetic import SyntheticStories, random_model
     from llava.imagechain.data import Collator
     from llava.imagechain.examples import make_examples, read_stories
+    from llava.imagechain.order import LengthGroupedSampler
     from llava.imagechain.parts import prepare_model
     from llava.imagechain.start import load_model
-    from llava.imagechain.trainer import LengthGroupedSampler
     from llava.imagechain.variants import get_variant
 
     folder = config.model or config.config_from
