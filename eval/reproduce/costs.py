@@ -171,7 +171,7 @@ class Costs:
         from llava.imagechain.data import StoryExamples
         from llava.imagechain.decisions import asked_of, settle_decisions
         from llava.imagechain.estimate import TrainPlan, estimate
-        from llava.train.train import example_settings
+        from llava.imagechain.examples import example_settings
 
         loaded, source = self._load(), str(task.settings["stories"])
         # The command's checks want a model and stories that are there; the settings do not depend on them.

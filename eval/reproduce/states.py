@@ -185,8 +185,9 @@ def forget() -> None:
 
 
 def _train_state(task: Task) -> State:
-    from llava.imagechain.arguments import as_json, changed_on_resume
+    from llava.imagechain.arguments import as_json
     from llava.imagechain.checkpoint import is_adapter, last_checkpoint
+    from llava.imagechain.resume import changed_on_resume
 
     settings = task.settings
     if not (is_model(settings["model_name_or_path"]) and has_stories(settings["stories"])):
