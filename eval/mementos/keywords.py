@@ -29,7 +29,7 @@ from eval.judge.client import ServerError, check_server
 from eval.judge.cost import Cost, Spending, check_cost, estimate, price_of
 from eval.mementos import world_words
 from eval.mementos.answers import parse
-from eval.mementos.rows import KEYWORDS, Predictions, Row, read_all, read_answers
+from eval.mementos.rows import KEYWORDS, KEYWORDS_RUN, Predictions, Row, read_all, read_answers
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, build_config, option, to_json
 from llava.imagechain.files import sha256_json, write_jsonl
@@ -38,7 +38,6 @@ from llava.imagechain.manifest import run_manifest
 
 logger = logging.getLogger("eval.mementos")
 FOLDER = Path(__file__).resolve().parent / "extractor"
-RUN_FILE = "keywords_run.json"
 TOKENS_OF_AN_ANSWER = 150  # four labels and some thirty words
 EXTRACTORS = ("openai", "grammar")
 
@@ -171,7 +170,7 @@ def extract(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], c
         runs = [
             stack.enter_context(
                 run_manifest(
-                    sheet.predictions.folder, config=facts, inputs=[sheet.predictions.path], name=RUN_FILE
+                    sheet.predictions.folder, config=facts, inputs=[sheet.predictions.path], name=KEYWORDS_RUN
                 )
             )
             for sheet in sheets

@@ -12,6 +12,7 @@ from eval.runs import PREDICTIONS
 from llava.imagechain.files import read_json, read_jsonl, sha256_json
 
 KEYWORDS = "keywords.jsonl"
+KEYWORDS_RUN = "keywords_run.json"
 TEXTS = ("id", "domain", "variant", "prediction", "reference")
 OPTIONAL = {"train_context": str, "seed": int}
 
@@ -128,6 +129,15 @@ def read_answers(predictions: Predictions) -> dict[str, dict[str, Any]]:
         for row in predictions.rows
         if found.get(row.sample_id, {}).get("pair_sha256") == row.pair_sha256
     }
+
+
+def read_prompt(folder: Path) -> str:
+    """Return " (prompt 01234567)", the hash of the prompt that the extractor was asked with; "" without one."""
+    path = folder / KEYWORDS_RUN
+    facts = read_json(path) if path.is_file() else {}
+    config = facts.get("config") if isinstance(facts, dict) else None
+    found = config.get("prompt_sha256") if isinstance(config, dict) else None
+    return f" (prompt {str(found)[:8]})" if found else ""
 
 
 def read_showing(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from eval.mementos.answers import Lists, parse
 from eval.mementos.data import DOMAINS, Benchmark, load_benchmark
 from eval.mementos.graphs import Graph, load_graphs
-from eval.mementos.rows import Predictions, Row, read_all, read_answers, read_showing, run_file
+from eval.mementos.rows import Predictions, Row, read_all, read_answers, read_prompt, read_showing, run_file
 from eval.mementos.scoring import MODES, Score, normal, score
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
@@ -117,16 +117,14 @@ def score_run(
         for sample_id, sample in references.items()
         if sample_id not in predicted
     ]
-    used = sorted({_extractor(row) for row in answers.values() if row.get("answer") is not None})
+    used = {str(row.get("model") or row.get("extractor")) for row in answers.values() if row.get("answer") is not None}
+    prompt = read_prompt(predictions.folder)
     facts = read_showing(predictions.folder)
     return ScoredRun(
-        predictions=predictions, samples=tuple(samples), extractors=tuple(used), showing=facts["showing"],
+        predictions=predictions, samples=tuple(samples),
+        extractors=tuple(name + prompt for name in sorted(used)), showing=facts["showing"],
         finished=facts["status"] in (None, "success"),
     )  # fmt: skip
-
-
-def _extractor(row: dict[str, Any]) -> str:
-    return str(row.get("model") or row.get("extractor"))
 
 
 def _scored(

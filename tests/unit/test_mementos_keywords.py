@@ -335,6 +335,20 @@ def test_a_row_whose_training_is_no_text_is_left_out(tmp_path, extract):
     assert "Rows of predictions.jsonl that cannot be used: ImageChain 1." in table["notes"]
 
 
+def test_keywords_of_another_prompt_are_not_said_to_be_comparable(tmp_path, extract):
+    write_data(tmp_path / "data")
+    runs = [write_run(tmp_path / name, SAME, variant=name) for name in ("mllm", "mllm_ft")]
+    extract(*runs)
+    notes = scored(tmp_path, *runs)[1]["notes"]
+    assert re.match(r"Keywords extracted by a-model \(prompt [0-9a-f]{8}\)\. ", notes[0])
+    assert not any("different extractors" in note for note in notes)
+    path = runs[1] / "keywords_run.json"
+    facts = json.loads(path.read_text())
+    facts["config"]["prompt_sha256"] = "0123456789"
+    path.write_text(json.dumps(facts))
+    assert any("different extractors" in note for note in scored(tmp_path, *runs)[1]["notes"])
+
+
 def test_missing_graphs_are_all_named(tmp_path, extract, capsys):
     run = write_run(tmp_path / "run", SAME)
     extract(run)
