@@ -56,8 +56,10 @@ def safe_path(root: str | None, name: Any, setting: str) -> Path:
     if not isinstance(name, str):
         raise ValueError(f"a file name was wanted, found {type(name).__name__}")
     path = inside(root, name)
-    if not path.exists():
-        raise ValueError(f"{name} is not in {setting}")
+    try:
+        path.stat()
+    except OSError as error:  # also a name that is too long, a folder that may not be read
+        raise ValueError(f"{name[:200]} is not in {setting} ({error.strerror})") from error
     if not path.resolve().is_relative_to(Path(root).resolve()):
         raise ValueError(f"{name} leads out of {setting} through a link")
     return path

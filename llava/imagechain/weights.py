@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -119,7 +118,9 @@ def _read_safetensors(file: Path, keep: Callable[[str], bool]) -> dict[str, torc
 def _read_bin(file: Path, keep: Callable[[str], bool], *, mapped: bool = False) -> dict[str, torch.Tensor]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # damaged pickles end in errors of many kinds
         named = re.search(r"Unsupported (?:global: GLOBAL|class|operand) (\S+)", str(error))
         reason = f"it holds {named[1]}" if named else f"{type(error).__name__} while reading"
         raise ValueError(

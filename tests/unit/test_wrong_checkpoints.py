@@ -102,6 +102,29 @@ def test_a_bin_file_with_more_than_tensors_is_refused(copy_of_tiny_llava):
     assert torch.equal(load(folder)[1].state_dict()["lm_head.weight"], tensors["lm_head.weight"])
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_bin_file_is_read_or_refused_whatever_is_wrong_with_it(tmp_path, zipped):
+    import random
+
+    from llava.imagechain.weights import check_weights, read_tensors
+
+    file, choose = tmp_path / "x.bin", random.Random(0)
+    torch.save({"a": torch.zeros(3), "b": torch.ones(2, 2)}, file, _use_new_zipfile_serialization=zipped)
+    whole, refused = file.read_bytes(), 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(choose.randint(1, 6)):
+            damaged[choose.randrange(min(len(damaged), 600))] = choose.getrandbits(8)
+        file.write_bytes(damaged)
+        for read in (read_tensors, check_weights):
+            try:
+                read(file)
+            except ValueError as error:
+                assert "x.bin is refused" in str(error)
+                refused += 1
+    assert refused > 150
+
+
 def test_an_adapter_without_weights_is_refused(copy_of_tiny_llava):
     (copy_of_tiny_llava.lora / "adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="neither adapter_model"):
