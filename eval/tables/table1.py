@@ -130,6 +130,12 @@ def _notes(rows: Sequence[Row], controls: Sequence[Row], left_out: Sequence[RunF
     ]
     if len(judges) > 1:
         notes.append("The runs were judged by different judges: their numbers cannot be compared.")
+    videos = {judged.row.story_id: judged.row.video_name for _, run in present for judged in run.rows}
+    if all(videos.values()) and (count_videos := len(set(videos.values()))) < len(videos):
+        notes.append(
+            f"The intervals take stories as independent; these {len(videos):,} are of {count_videos:,} videos. "
+            "Comparisons of two runs draw whole videos."
+        )
     if missing := [row.title for row in rows if row.run is None]:
         notes.append(f"No run was given for {', '.join(missing)} (-).")
     notes += run_notes([(row.title, run) for row, run in present])

@@ -140,6 +140,13 @@ def test_runs_over_other_stories_of_the_same_ids_are_told_apart(make_run, tmp_pa
     assert "do not cover the same stories" in (out / "table1.md").read_text()
 
 
+def test_stories_that_share_videos_are_said_to_be_no_independent_evidence(make_run, tmp_path):
+    _, out = run_tables(tmp_path, make_run(tmp_path / "a", [(2, "yes")] * 6))
+    assert "take stories as independent; these 6 are of 3 videos." in (out / "table1.md").read_text()
+    _, out = run_tables(tmp_path, make_run(tmp_path / "b", [(2, "yes")] * 6, videos=False))
+    assert "as independent" not in (out / "table1.md").read_text()
+
+
 def test_a_run_whose_prediction_did_not_finish_is_named(make_run, tmp_path):
     run = make_run(tmp_path / "a", [(2, "yes")])
     (run / "run.json").write_text('{"status": "interrupted"}')
