@@ -53,8 +53,9 @@ done
 status=0
 for part in "${!parts[@]}"; do
   wait "${parts[$part]}" || {
-    status=$?
-    echo "predict.sh: part $part of $NUM_GPUS ended with status $status; see $shards/$part-of-$NUM_GPUS.log" >&2
+    status=$? said="above"
+    ((part == 0)) || said="in $shards/$part-of-$NUM_GPUS.log"
+    echo "predict.sh: part $part of $NUM_GPUS ended with status $status; its messages are $said" >&2
   }
 done
 exit "$status"

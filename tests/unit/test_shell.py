@@ -34,6 +34,17 @@ def test_a_cdpath_leads_no_script_astray(tmp_path):
     assert f"--config {ROOT}/configs/train/base.yaml" in done.stdout
 
 
+def test_numbers_of_machines_and_gpus_that_are_none_are_refused_together():
+    settings = {"MODEL": "m", "STORIES": "s", "NUM_GPUS": "two", "NNODES": "-1"}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/train/imagechain.sh")], env={**os.environ, **settings},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "NUM_GPUS: a whole number was wanted, found two" in done.stderr
+    assert "NNODES: a whole number was wanted, found -1" in done.stderr
+
+
 def test_an_environment_whose_making_was_interrupted_gets_its_pip(tmp_path):
     python = tmp_path / "venv/bin/python"
     python.parent.mkdir(parents=True)
