@@ -98,9 +98,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_table(finished):
     assert "made     predict/imagechain-c2_7-seed0" in result.stderr
     text = (output / "table1.md").read_text()
     assert text in result.stdout
+    assert measured(output) == {"mllm", "imagechain"}
+
+
+def measured(output):
     cells = json.loads((output / "table1.json").read_text())["cells"]
-    measured = {cell["variant"] for cell in cells if cell["n"]}
-    assert measured == {"mllm", "imagechain"}
+    return {cell["variant"] for cell in cells if cell["n"]}
 
 
 def test_a_finished_grid_is_kept_and_its_plan_says_done(finished, reproduce, grid_file):
@@ -160,7 +163,9 @@ def test_a_broken_cell_is_named_and_the_others_are_in_the_table(finished, reprod
     assert "| ImageChain " in result.stdout or "made     results/table1" not in result.stderr
 
 
-def test_another_seed_of_the_same_name_is_refused_not_overwritten(finished, reproduce, grid_file, tmp_path):
+def test_other_settings_are_refused_not_overwritten_and_their_cells_are_in_no_table(
+    finished, reproduce, grid_file, tmp_path
+):
     output = copied(finished, tmp_path)
     kept = (output / "train/imagechain-c2_7-seed0/adapter_model.safetensors").read_bytes()
     changed = yaml.safe_load(grid_file.read_text())
@@ -172,6 +177,53 @@ def test_another_seed_of_the_same_name_is_refused_not_overwritten(finished, repr
     assert result.returncode == 1
     assert "--redo-changed" in result.stdout
     assert (output / "train/imagechain-c2_7-seed0/adapter_model.safetensors").read_bytes() == kept
+    assert "not in results/table1, made with other settings: imagechain-c2_7-seed0" in result.stderr
+    assert measured(output) == {"mllm"}
+    shutil.rmtree(output / "runs/imagechain-c2_7-seed0")  # as an element of a job array
+    alone = reproduce(tmp_path / "changed.yaml", output, "--only", "predict/imagechain-c2_7-seed0")
+    assert alone.returncode == 1
+    assert "needs train/imagechain-c2_7-seed0" in alone.stdout
+    assert not (output / "runs/imagechain-c2_7-seed0").exists()
+
+
+def test_an_adapter_finds_its_base_where_the_grid_has_it(finished, reproduce, grid_file, tmp_path):
+    output = copied(finished, tmp_path)
+    settings = yaml.safe_load(grid_file.read_text())
+    settings["model"] = str(shutil.copytree(settings["model"], tmp_path / "elsewhere"))
+    (tmp_path / "moved.yaml").write_text(yaml.safe_dump(settings))
+    adapter = output / "train/imagechain-c2_7-seed0/adapter_config.json"
+    adapter.write_text(adapter.read_text().replace(str(grid_base(grid_file)), "/no/such/place"))
+    shutil.rmtree(output / "runs/imagechain-c2_7-seed0")
+    result = reproduce(tmp_path / "moved.yaml", output)
+    assert result.returncode == 0, result.stderr
+    assert "kept     train/imagechain-c2_7-seed0" in result.stderr
+    assert (output / "table1.csv").read_text() == (finished[0] / "table1.csv").read_text()
+
+
+def grid_base(grid_file):
+    return yaml.safe_load(grid_file.read_text())["model"]
+
+
+def test_the_plan_knows_the_paper_s_model_and_data_before_they_are_downloaded(reproduce, monkeypatch, tmp_path):
+    monkeypatch.setattr("eval.reproduce.published.STORIES", {2: (20, 5, 12), 3: (10, 3, 14), 7: (4, 1, 23)})
+    paper = ROOT / "configs/reproduce/paper.yaml"
+    more = ("--dry-run", "--variants", "mllm", "mllm_icl", "imagechain", "--contexts", "c2_7", "--results", "table1")
+    plan = reproduce(paper, tmp_path / "out", *more, "table3", "--model", str(tmp_path / "llava-v1.5-13b"))
+    assert plan.returncode == 0, plan.stderr
+    rows = [line.split() for line in plan.stdout.splitlines()]
+    cells = {tuple(row[1:5]): row for row in rows if row[:1] == ["missing"] and len(row) == 13}
+    assert cells["ImageChain", "c2_7", "c2", "0"][5:8] == ["5*", "0", "0"]
+    assert len(cells) == 3 * 3  # MLLM, MLLM-ICL, ImageChain on 2, 3 and 7 scenes
+    assert f"{27 + 5 * 699:,}* calls" in plan.stdout
+    assert "the config of llava-v1.5-13b" in plan.stdout
+    assert "not in the sums" not in plan.stdout
+    assert not (tmp_path / "out").exists()
+    refused = reproduce(paper, tmp_path / "out", *more[1:])
+    assert refused.returncode == 2
+    assert "llava-v1.6-vicuna-7b is not there; download" in refused.stderr
+    unknown = reproduce(paper, tmp_path / "out", *more, "--model", str(tmp_path / "llava-v9"))
+    assert unknown.returncode == 2
+    assert "--dry-run knows llava-v1.6-vicuna-7b" in unknown.stderr
 
 
 def test_an_element_of_a_job_array_runs_one_task(finished, reproduce, grid_file, tmp_path):
