@@ -42,12 +42,13 @@ if [[ -z "${NUM_GPUS:-}" ]]; then
     fi
 fi
 problems=()
-[[ -n "${MODEL:-}" ]] || problems+=("MODEL is not set: the folder of the LLaVA model to start from")
-((NUM_GPUS > 0 || NNODES == 1)) || problems+=("NNODES is $NNODES, but NUM_GPUS is 0: on CPUs one process trains")
-[[ -n "${STORIES:-}" ]] || problems+=("STORIES is not set: a StoryFrames folder")
 for name in NUM_GPUS NNODES; do
     [[ "${!name}" =~ ^[0-9]+$ ]] || problems+=("$name: a whole number was wanted, found ${!name}")
 done
+((${#problems[@]})) || ((NUM_GPUS > 0 || NNODES == 1)) ||
+    problems+=("NNODES is $NNODES, but NUM_GPUS is 0: on CPUs one process trains")
+[[ -n "${MODEL:-}" ]] || problems+=("MODEL is not set: the folder of the LLaVA model to start from")
+[[ -n "${STORIES:-}" ]] || problems+=("STORIES is not set: a StoryFrames folder")
 for name in "$VARIANT" "$CONTEXT"; do
     [[ -f "$root/configs/train/$name.yaml" ]] || problems+=("there is no configs/train/$name.yaml")
 done
