@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from eval.judge.base import load_judge
 from eval.reproduce.grid import Ablation
-from eval.reproduce.states import judge_of, state_of, train_groups
+from eval.reproduce.states import State, fitting_gpus, forget, judge_of, state_of, train_groups
 from eval.reproduce.tasks import Task
 from llava.imagechain.arguments import as_json
 from llava.imagechain.config import ConfigError
@@ -63,6 +64,36 @@ def test_an_input_that_changed_since_is_a_change(tmp_path):
     assert state_of(made(tmp_path)).detail == "annotations.json has changed"
     file.unlink()
     assert state_of(made(tmp_path)).kind == "changed"
+
+
+def test_a_moved_folder_is_told_by_what_its_files_hold(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    (old / "valid.json").write_text("[]")
+    config = {"annotations": [str(old / "valid.json")], "videos": [str(old / "videos")], "split_by": "video", "seed": 0}
+    write_json(
+        old / "storyframes" / "run.json",
+        {"status": "success", "config": config,
+         "inputs": [{"path": str(old / "valid.json"), "sha256": sha256_file(old / "valid.json")}]},
+    )  # fmt: skip
+    (old / "storyframes" / "build_report.json").touch()
+    old.rename(new)
+    task = Task(
+        name="prepare/storyframes", stage="prepare", kind="made", module="stories.frames.build",
+        settings=config | {"annotations": [str(new / "valid.json")], "videos": [str(new / "videos")]},
+        folder=new / "storyframes",
+    )  # fmt: skip
+    assert state_of(task) == State(kind="done")
+    (new / "valid.json").write_text("[1]")
+    assert state_of(task).detail == "valid.json has changed"
+
+
+@pytest.mark.parametrize("text", ["[]", '{"status": "success"}', '{"status": "success", "config": null}'])
+def test_a_run_json_that_is_no_run_json_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    state = state_of(made(tmp_path))
+    assert state.kind == "failed"
+    assert "run.json does not say how its folder was made" in state.detail
 
 
 def test_a_run_json_that_is_no_json_has_failed_with_its_place(tmp_path):
@@ -120,8 +151,11 @@ def test_a_broken_predictions_file_is_named(tmp_path):
 
 def test_a_judge_file_without_settings_is_refused(tmp_path):
     (tmp_path / "list.yaml").write_text("- a\n")
-    with pytest.raises(ConfigError, match=r"settings of eval\.simrate"):
+    with pytest.raises(ConfigError, match=r"settings .* were wanted"):
         judge_of(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("judge: [\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        judge_of(tmp_path / "broken.yaml")
     assert judge_of(Path(__file__).parents[2] / "configs/judge/world.yaml").settings == load_judge("world").settings
 
 
@@ -148,30 +182,57 @@ def one_story(folder):
     return folder
 
 
-def test_a_training_in_bfloat16_is_done_also_where_the_plan_is_made_on_a_machine_without_it(
-    tiny_llava, tmp_path, monkeypatch
-):
-    stories = one_story(tmp_path / "stories")
-    task = Task(
-        name="train/imagechain-c2_7-seed0", stage="train", kind="train", module="llava.train.train",
-        folder=tmp_path / "run",
-        settings={
-            "config": [str(ROOT / f"configs/train/{name}.yaml") for name in ("base", "imagechain", "c2_7")],
-            "model_name_or_path": str(tiny_llava.full), "stories": str(stories), "output_dir": str(tmp_path / "run"),
-        },
+@pytest.fixture
+def trained(tiny_llava, tmp_path):
+    """Return the task of a training, and a function that writes what it would leave."""
+    stories = one_story(tmp_path / "grid" / "stories")
+    task = training(tiny_llava.full, stories, tmp_path / "grid" / "run")
+
+    def finish():
+        chosen = load_stories(str(stories), "train", "c2_7")
+        made_from = {
+            "stories_sha256": sha256_json([chosen.ids, chosen.texts()]), "model_sha256": sha256_model(tiny_llava.full)
+        }  # fmt: skip
+        settings = as_json(train_groups(task))
+        write_json(task.folder / "run.json", {"status": "success", "config": settings, "made_from": made_from})
+        write_json(task.folder / "config.json", {})
+
+    return task, finish
+
+
+def training(model, stories, folder, **more):
+    configs = [str(ROOT / f"configs/train/{name}.yaml") for name in ("base", "imagechain", "c2_7")]
+    settings = {"config": configs, "model_name_or_path": str(model), "stories": str(stories), "output_dir": str(folder)}
+    return Task(
+        name="train/imagechain-c2_7-seed0", stage="train", kind="train", module="llava.train.train", folder=folder,
+        settings=settings | more,
     )  # fmt: skip
+
+
+def test_a_training_in_bfloat16_is_done_also_where_the_plan_is_made_on_a_machine_without_it(trained, monkeypatch):
+    task, finish = trained
     monkeypatch.setattr("llava.imagechain.arguments.has_bfloat16", lambda: True)
-    chosen = load_stories(str(stories), "train", "c2_7")
-    made_from = {
-        "stories_sha256": sha256_json([chosen.ids, chosen.texts()]), "model_sha256": sha256_model(tiny_llava.full)
-    }  # fmt: skip
-    write_json(
-        tmp_path / "run" / "run.json",
-        {"status": "success", "config": as_json(train_groups(task)), "made_from": made_from},
-    )
-    write_json(tmp_path / "run" / "config.json", {})
+    finish()
     assert state_of(task).kind == "done"
     monkeypatch.setattr("llava.imagechain.arguments.has_bfloat16", lambda: False)
     assert state_of(task).kind == "done"
     other = dict(task.settings, seed=1)
     assert state_of(dataclasses.replace(task, settings=other)).kind == "changed"
+
+
+def test_a_training_whose_grid_or_model_was_moved_is_done(trained, tiny_llava, tmp_path):
+    trained[1]()
+    (tmp_path / "grid").rename(tmp_path / "moved")
+    model = shutil.copytree(tiny_llava.full, tmp_path / "model")
+    forget()
+    assert state_of(training(model, tmp_path / "moved/stories", tmp_path / "moved/run")).kind == "done"
+    (model / "config.json").write_text((model / "config.json").read_text() + " ")
+    assert state_of(training(model, tmp_path / "moved/stories", tmp_path / "moved/run")).detail == (
+        "the base model has changed"
+    )
+
+
+def test_a_training_takes_as_many_gpus_as_share_its_batch_evenly(trained):
+    task, _ = trained
+    assert [fitting_gpus(task, most) for most in (0, 1, 3, 5, 8)] == [0, 1, 2, 4, 8]
+    assert fitting_gpus(made(task.folder), 3) == 3
