@@ -53,9 +53,17 @@ def expand_braces(pattern: str) -> list[str]:
 def _read_file(path: Path) -> list[Any]:
     if not path.is_file():
         raise ValueError(f"data_path: {path} is not a file")
-    samples = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+    samples = _read_lines(path) if path.suffix == ".jsonl" else read_json(path)
     if not isinstance(samples, list):
         raise ValueError(f"data_path: a list of samples was wanted in {path}, found {type(samples).__name__}")
+    return samples
+
+
+def _read_lines(path: Path) -> list[Any]:
+    samples = read_jsonl(path)
+    with path.open("rb") as file:
+        if sum(bool(line.strip()) for line in file) != len(samples):
+            raise ValueError(f"data_path: the last line of {path} is cut off; copy the file again")
     return samples
 
 

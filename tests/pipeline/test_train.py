@@ -323,6 +323,10 @@ def test_the_script_prints_its_command_and_names_what_is_missing():
     done = subprocess.run([*script, "--dry-run"], env=environment | more, capture_output=True, text=True, check=True)
     assert "distributed" not in done.stdout
     assert "deepspeed" not in done.stdout
+    done = subprocess.run(
+        [*script, "--dry-run"], env=environment | more | {"NNODES": "2"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "NNODES is 2, but NUM_GPUS is 0" in done.stderr
     done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "MODEL is not set" in done.stderr

@@ -77,6 +77,14 @@ def test_json_jsonl_and_braces_are_read(tmp_path):
     assert expand_braces("p{1,2}/q{a,b}.json") == ["p1/qa.json", "p1/qb.json", "p2/qa.json", "p2/qb.json"]
 
 
+def test_a_file_that_was_cut_off_is_not_taken_for_a_whole_one(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"id": 1}\n{"id": 2}')
+    assert read_samples(str(tmp_path / "c.jsonl")) == [{"id": 1}, {"id": 2}]
+    (tmp_path / "c.jsonl").write_text('{"id": 1}\n{"id": ')
+    with pytest.raises(ValueError, match=r"the last line of .*c\.jsonl is cut off"):
+        read_samples(str(tmp_path / "c.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [("first:3", [0, 1, 2]), ("end:2", [8, 9]), ("first:25%", [0, 1, 2]), ("end:99%", list(range(10)))],
