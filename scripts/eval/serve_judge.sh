@@ -118,12 +118,12 @@ make_command() {
   ((NUM_GPUS == 0)) || command+=(--tensor-parallel-size "$parallel")
   [[ "${QUANTIZATION:-none}" == none ]] || command+=(--quantization "$QUANTIZATION")
   read -ra words <<<"$VLLM_FLAGS"
-  command+=("${words[@]}")
+  command+=(${words[@]+"${words[@]}"})
 }
 
 # find_revision: set `revision`, the commit that the Hugging Face cache holds, with the quantization.
 find_revision() {
-  local hub="${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}" ref
+  local hub="${HF_HUB_CACHE:-${HF_HOME:-~/.cache/huggingface}/hub}" ref
   ref="$hub/models--${MODEL//\//--}/refs/${REVISION:-main}"
   revision=$REVISION
   [[ ! -f "$ref" ]] || revision=$(<"$ref")
@@ -175,6 +175,24 @@ start() {
   export no_proxy="127.0.0.1${no_proxy:+,$no_proxy}" NO_PROXY="127.0.0.1${NO_PROXY:+,$NO_PROXY}"
 }
 
+# run_job: run `job` beside this script, as bash hears a signal only after what it runs in front has ended.
+run_job() {
+  local run_it='
+import os, signal, sys
+for name in ("SIGINT", "SIGQUIT", "SIGPIPE"):  # the shell and Python have them ignored
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+try:
+    os.execvp(sys.argv[1], sys.argv[1:])
+except OSError as error:
+    print(f"serve_judge.sh: {sys.argv[1]}: {error.strerror}", file=sys.stderr)
+    sys.exit(127)'
+  "$PYTHON" -c "$run_it" "${job[@]}" <&0 &
+  local worker=$!
+  trap 'while kill -0 "$worker" 2>/dev/null; do sleep 0.1; done; exit 130' INT  # Ctrl-C has reached it, too
+  trap 'kill "$worker" || true; exit 143' TERM
+  wait "$worker"
+}
+
 job=() mode=start
 while (($#)); do
   case "$1" in
@@ -201,7 +219,7 @@ if ((dry_run)); then run "${command[@]}"; fi
 start
 if ((${#job[@]})); then
   status=0
-  "${job[@]}" || status=$?
+  run_job || status=$?
   kill -0 "$server" 2>/dev/null || say "the server had died; its words are in $STATE_DIR/server.log"
   exit "$status"  # the trap stops the server
 else
