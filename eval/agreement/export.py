@@ -108,23 +108,28 @@ def find_stories(
     Raises:
         ValueError: None is there.
     """
-    index = {
-        (story_id, texts[-1]): number
+    last = {
+        story_id: (number, texts[-1])
         for number, (story_id, texts) in enumerate(zip(stories.ids, stories.texts(), strict=True))
         if texts
     }
-    known = [item for item in items if (item.story_id, clean_text(item.reference)) in index]
+    known: list[Candidate] = []
+    lost: list[dict[str, Any]] = []
+    for item in items:
+        _, text = last.get(item.story_id, (None, None))
+        if text == clean_text(item.reference):
+            known.append(item)
+            continue
+        reason = f"its story is not in {where}"
+        if text is not None:
+            reason = f"its reference is {item.reference[:100]!r}, but the story in {where} ends with {text[:100]!r}"
+        lost.append({"id": item.story_id, "run": item.run, "reason": reason})
     if not known:
         raise ValueError(
-            f"{where} holds none of the {len(items)} predicted stories with these references; give the --stories and "
-            "--split that eval.predict was run on"
+            f"{where} holds none of the {len(items)} predicted stories with these references (first {lost[0]['id']}: "
+            f"{lost[0]['reason']}); give the --stories and --split that eval.predict was run on"
         )
-    lost = [
-        {"id": item.story_id, "run": item.run, "reason": f"the story is not in {where}"}
-        for item in items
-        if (item.story_id, clean_text(item.reference)) not in index
-    ]
-    return known, {item.story_id: index[item.story_id, clean_text(item.reference)] for item in known}, lost
+    return known, {item.story_id: last[item.story_id][0] for item in known}, lost
 
 
 def labels_csv(rows: Sequence[tuple[str, str, str]]) -> str:
@@ -137,7 +142,10 @@ def labels_csv(rows: Sequence[tuple[str, str, str]]) -> str:
     return "\ufeff" + text.getvalue()  # with the mark, spreadsheets read it as UTF-8
 
 
-def write_export(config: ExportConfig, items: Sequence[Candidate], drawn: Sequence[Candidate], stories: Any) -> str:
+def write_export(
+    config: ExportConfig, items: Sequence[Candidate], drawn: Sequence[Candidate], stories: Any,
+    left_out: Sequence[dict[str, Any]],
+) -> str:  # fmt: skip
     """Write both folders; labels.csv comes last.
 
     Args:
@@ -145,6 +153,7 @@ def write_export(config: ExportConfig, items: Sequence[Candidate], drawn: Sequen
         items: The whole population.
         drawn: The sample, in the order of the rows.
         stories: The StoryFrames and the index of each story in them.
+        left_out: Predictions whose story is not among them, for skipped.jsonl.
 
     Returns:
         The last line to print.
@@ -156,7 +165,7 @@ def write_export(config: ExportConfig, items: Sequence[Candidate], drawn: Sequen
     for old in (for_labellers / "labels.csv", *(for_labellers / "pictures").glob("*.jpg")):
         old.unlink(missing_ok=True)
     shown: list[tuple[str, Candidate, Story]] = []
-    lost: list[dict[str, Any]] = []
+    lost = list(left_out)
     # Another sample gets other names, so that its labels are never taken for this one's.
     sample_sha256 = sha256_json([(item.story_id, item.pair_sha256) for item in drawn])
     names = row_names(len(drawn), random.Random(f"{config.seed} {sample_sha256}"))
@@ -227,14 +236,14 @@ def export(config: ExportConfig) -> None:
     drawn = draw(items, config.num, rng)
     print(describe(items, drawn))
     if lost:
-        print(f"{len(lost)} predictions are left out: their stories are not in {config.stories} ({config.split})")
+        print(f"{len(lost)} predictions are left out; {lost[0]['id']}: {lost[0]['reason']}")
     if config.dry_run:
         print("nothing was written")
         return
     inputs = [path for run in runs for path in run.files]
     with run_manifest(config.output_dir / "key", config=to_json(config), inputs=inputs) as run:
         run.record(left_out=len(lost), rows=len(drawn))
-        print(write_export(config, items, drawn, (stories, index)))
+        print(write_export(config, items, drawn, (stories, index), lost))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

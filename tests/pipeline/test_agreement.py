@@ -227,6 +227,15 @@ def test_predictions_of_another_dataset_are_refused(work, agreement):
     assert done.returncode == 2 and "holds none of the 12 predicted stories" in done.stderr
 
 
+def test_predictions_about_another_text_are_left_out_and_listed(agreement, work):
+    path = work / "runs" / "mllm" / "predictions.jsonl"
+    path.write_text(path.read_text().replace(json.dumps(reference(5)), json.dumps("Somebody else wrote this.")))
+    done = agreement(*EXPORT, "--num", "100")
+    assert done.returncode == 0 and "1 predictions are left out; s5: its reference is 'Somebody else" in done.stdout
+    listed = [json.loads(line) for line in (work / "out" / "key" / "skipped.jsonl").read_text().splitlines()]
+    assert "s5" in {row["id"] for row in listed if "ends with 'The woman is lifting" in row["reason"]}
+
+
 def test_judges_are_compared_without_people(work):
     done = run_script("agreement", "judges", "r", "a=runs/mllm/judgments.jsonl", "b=runs/mllm/other.jsonl", cwd=work)
     assert done.returncode == 0, done.stderr

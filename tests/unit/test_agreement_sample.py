@@ -3,12 +3,14 @@
 import collections
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.agreement.sample import LETTERS, allocate, candidates, draw, read_key, row_names, weights
+from eval.agreement.export import find_stories
+from eval.agreement.sample import LETTERS, Candidate, allocate, candidates, draw, read_key, row_names, weights
 from eval.runs import Judged, Prediction, RunFolder
 
 
@@ -88,3 +90,24 @@ def test_a_key_of_something_else_is_refused(tmp_path, row):
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=r"key\.jsonl, line 1: not a row"):
         read_key(path)
+
+
+def candidate(i, reference="reference"):
+    texts = {"reference": reference, "prediction": "text", "pair_sha256": "hash"}
+    return Candidate(run="run", verdict="yes", story_id=f"s{i}", num_scenes=2, copies=1, **texts)
+
+
+def test_a_story_that_is_elsewhere_is_told_from_one_that_ends_otherwise():
+    stories = SimpleNamespace(ids=["s0", "s1"], texts=lambda: [["a", "It ends."], ["b", "It goes on."]])
+    found, places, lost = find_stories(
+        [candidate(0, reference="It  ends."), candidate(1, reference="It is over."), candidate(2)], stories, "DIR"
+    )
+    assert ([item.story_id for item in found], places) == (["s0"], {"s0": 0})
+    assert [(row["id"], row["reason"]) for row in lost] == [
+        ("s1", "its reference is 'It is over.', but the story in DIR ends with 'It goes on.'"),
+        ("s2", "its story is not in DIR"),
+    ]
+    with pytest.raises(
+        ValueError, match=r"holds none of the 1 predicted stories .*\(first s2: its story is not in DIR"
+    ):
+        find_stories([candidate(2)], stories, "DIR")
