@@ -57,13 +57,15 @@ class AlignedCache(DynamicCache):
 
 
 @torch.inference_mode()
-def greedy(model: Any, prompts: Sequence[torch.Tensor], *, end_token: int, max_new_tokens: int) -> list[list[int]]:
+def greedy(
+    model: Any, prompts: Sequence[torch.Tensor], *, end_tokens: Sequence[int], max_new_tokens: int
+) -> list[list[int]]:
     """Decode greedily.
 
     Args:
         model: A LLaVA language model in evaluation mode, on sdpa attention.
         prompts: Embeddings (L, D) of each prompt.
-        end_token: The token that ends an answer.
+        end_tokens: The tokens that end an answer.
         max_new_tokens: Most tokens of an answer.
 
     Returns:
@@ -76,13 +78,15 @@ def greedy(model: Any, prompts: Sequence[torch.Tensor], *, end_token: int, max_n
     cache.rows, cache.start = slice(0, len(prompts)), 0
     columns = torch.arange(width + max_new_tokens, device=lengths.device)
     answers: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
     active = torch.arange(len(prompts), device=lengths.device)  # the rows that are still being written
     for step in range(1, max_new_tokens + 1):
         tokens = model.lm_head(last).argmax(dim=-1)
         for row, token in zip(active.tolist(), tokens.tolist(), strict=True):
-            if answers[row][-1:] != [end_token]:
+            if not ended[row]:
                 answers[row].append(token)
-        going = torch.tensor([n for n, row in enumerate(active.tolist()) if answers[row][-1] != end_token])
+                ended[row] = token in end_tokens
+        going = torch.tensor([n for n, row in enumerate(active.tolist()) if not ended[row]])
         if step == max_new_tokens or not len(going):
             break
         if len(going) < 0.75 * len(active):  # ended rows are dropped now and then: dropping copies the cache

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from eval.predict.controls import Edit
 from eval.predict.decoding import greedy
-from llava.imagechain.data import Plan, StoryExamples
-from llava.imagechain.prompts import COMMON_MARKS
+from llava.imagechain.data import ExampleSettings, Plan, StoryExamples
+from llava.imagechain.prompts import COMMON_MARKS, render_marked
 from llava.imagechain.story import Scene, Story, clean_text
 from llava.imagechain.vision import encode_frames, process_scene_frames
 
@@ -157,9 +157,23 @@ def generate(
     Yields:
         One list a batch.
     """
+    end = end_tokens(tokenizer, examples.settings)
     for unreadable, readable in read_batches(examples, batches, num_workers):
-        answers = answer_batch(model, tokenizer, [found for _, found in readable], max_new_tokens) if readable else []
+        answers = answer_batch(model, [found for _, found in readable], end, max_new_tokens) if readable else []
         yield unreadable + [as_text(tokenizer, plan, ids) for (plan, _), ids in zip(readable, answers, strict=True)]
+
+
+def end_tokens(tokenizer: Any, settings: ExampleSettings) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's own, and the template's where that is a token of its own.
+
+    Llama 3's template ends a turn with <|eot_id|>, while its tokenizer may name <|end_of_text|>.
+    """
+    found = [tokenizer.eos_token_id]
+    if settings.prompt_format == "template":
+        spans = render_marked([("", "answer")], settings.conversation_name)
+        marks, added = [span.text.strip() for span in spans if span.kind == "end"], tokenizer.get_added_vocab()
+        found += [added[mark] for mark in marks if mark in added and added[mark] not in found]
+    return found
 
 
 def as_text(tokenizer: Any, plan: Plan, ids: Sequence[int]) -> Generated:
@@ -171,9 +185,9 @@ def as_text(tokenizer: Any, plan: Plan, ids: Sequence[int]) -> Generated:
 
 @torch.inference_mode()
 def answer_batch(
-    model: Any, tokenizer: Any, batch: Sequence[Mapping[str, Any]], max_new_tokens: int
+    model: Any, batch: Sequence[Mapping[str, Any]], end: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
-    """Return the new token ids of each example, the end token included."""
+    """Return the new token ids of each example, the end token (one of `end`) included."""
     longest = max(len(example["input_ids"]) for example in batch)
     ids = torch.zeros((len(batch), longest), dtype=torch.long)
     mask = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -185,7 +199,7 @@ def answer_batch(
         scene_features(model, batch), ["video-seq-features"] * len(batch), always_embed=True,
     )  # fmt: skip
     prompts = [row[kept.bool()] for row, kept in zip(embeddings, present, strict=True)]
-    return greedy(model, prompts, end_token=tokenizer.eos_token_id, max_new_tokens=max_new_tokens)
+    return greedy(model, prompts, end_tokens=end, max_new_tokens=max_new_tokens)
 
 
 def scene_features(model: Any, batch: Sequence[Mapping[str, Any]]) -> list[list[torch.Tensor]]:

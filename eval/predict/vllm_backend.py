@@ -153,12 +153,12 @@ def generate_with_vllm(
     from vllm import SamplingParams
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    from eval.predict.generation import as_text, read_batches
+    from eval.predict.generation import as_text, end_tokens, read_batches
 
     llm = engine.llm
     decoding = SamplingParams(
-        temperature=0.0, max_tokens=job.config.max_new_tokens, stop_token_ids=[loaded.tokenizer.eos_token_id],
-        detokenize=False,
+        temperature=0.0, max_tokens=job.config.max_new_tokens,
+        stop_token_ids=end_tokens(loaded.tokenizer, examples.settings), detokenize=False,
     )  # fmt: skip
     waiting: dict[str, Plan] = {}
 

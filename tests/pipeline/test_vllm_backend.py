@@ -43,7 +43,7 @@ def main():
     decode = loaded.model.lm_head.forward
     loaded.model.lm_head.forward = lambda states: wanted.append(decode(states)) or wanted[-1]
     for example in batch:
-        answer_batch(loaded.model, loaded.tokenizer, [example], 1)
+        answer_batch(loaded.model, [example], [], 1)
     engine = start_engine(job, "float32", 1024, logprobs_mode="raw_logits", max_logprobs=-1)
     prompts = make_prompts(loaded.model, batch, engine.image_id)
     from vllm import SamplingParams

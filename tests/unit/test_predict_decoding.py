@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from eval.predict.decoding import AlignedCache, common_length, greedy
+from eval.predict.generation import end_tokens
+from llava.imagechain.data import ExampleSettings
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 
@@ -28,23 +31,42 @@ def library(model, row, tokens, end):
 
 
 def test_rows_of_unequal_length_get_what_generate_gives_them_alone(model):
-    found = greedy(model, prompts(model), end_token=-1, max_new_tokens=12)
+    found = greedy(model, prompts(model), end_tokens=[], max_new_tokens=12)
     assert found == [library(model, row, 12, None) for row in ROWS]
 
 
 def test_rows_end_at_their_end_token_and_the_others_go_on(model):
-    long = greedy(model, prompts(model), end_token=-1, max_new_tokens=12)
+    long = greedy(model, prompts(model), end_tokens=[], max_new_tokens=12)
+    assert greedy(model, prompts(model), end_tokens=[-1, long[0][0]], max_new_tokens=12)[0] == long[0][:1]
     for end in {row[3] for row in long}:
-        found = greedy(model, prompts(model), end_token=end, max_new_tokens=12)
+        found = greedy(model, prompts(model), end_tokens=[end], max_new_tokens=12)
         wanted = [row[: row.index(end) + 1] if end in row else row for row in long]
         assert found == wanted
         assert len({len(row) for row in found}) > 1
 
 
 def test_a_single_new_token(model):
-    assert greedy(model, prompts(model)[:2], end_token=-1, max_new_tokens=1) == [
+    assert greedy(model, prompts(model)[:2], end_tokens=[], max_new_tokens=1) == [
         library(model, row, 1, None) for row in ROWS[:2]
     ]
+
+
+@pytest.mark.parametrize(
+    ("prompt_format", "conversation", "marks"),
+    [
+        ("figure3", "llava_llama_3", ["</s>"]),
+        ("template", "vicuna_v1", ["</s>"]),
+        ("template", "plain", ["</s>"]),
+        ("template", "llava_llama_3", ["</s>", "<|eot_id|>"]),
+        ("template", "qwen_1_5", ["</s>", "<|im_end|>"]),
+        ("template", "gemma_instruct", ["</s>"]),  # its mark is no token here
+    ],
+)
+def test_an_answer_ends_with_the_tokenizers_mark_or_the_templates(tiny_llava, prompt_format, conversation, marks):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llava.full)
+    tokenizer.add_tokens(["<|eot_id|>", "<|im_end|>"], special_tokens=True)
+    settings = ExampleSettings(tokens_per_scene=1, prompt_format=prompt_format, conversation_name=conversation)
+    assert tokenizer.convert_ids_to_tokens(end_tokens(tokenizer, settings)) == marks
 
 
 def test_what_prompts_share_is_computed_once(model, monkeypatch):
@@ -52,7 +74,7 @@ def test_what_prompts_share_is_computed_once(model, monkeypatch):
     body = model.get_model()
     forward = body.forward
     monkeypatch.setattr(body, "forward", lambda **k: lengths.append(k["inputs_embeds"].shape[1]) or forward(**k))
-    greedy(model, prompts(model), end_token=-1, max_new_tokens=1)
+    greedy(model, prompts(model), end_tokens=[], max_new_tokens=1)
     assert lengths == [10, 1, 1, 1, 14]  # the last position is always computed; rows 3 and 4 share their first token
 
 
