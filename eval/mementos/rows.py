@@ -57,8 +57,10 @@ def read_predictions(path: Path) -> Predictions:
     """Read predictions.jsonl of eval.mementos.predict.
 
     Raises:
-        ValueError: No usable row, or rows of several runs.
+        ValueError: No file, no usable row, or rows of several runs.
     """
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: a run folder with {path.name} (made by eval.mementos.predict) was wanted")
     rows: dict[str, Row] = {}
     skipped: list[dict[str, Any]] = []
     shared: list[tuple[Any, ...]] = []

@@ -233,6 +233,8 @@ def test_predictions_of_another_dataset_are_refused(tmp_path, extract, capsys):
     extract(run)
     assert scored(tmp_path, run)[0] == 2
     assert "none of its rows is" in capsys.readouterr().err
+    assert scored(tmp_path, tmp_path / "nowhere")[0] == 2
+    assert "nowhere: a run folder with predictions.jsonl (made by eval.mementos.predict)" in capsys.readouterr().err
     (run / "predictions.jsonl").write_text('{"id": "s1", "verdict": "yes"}\n')
     assert scored(tmp_path, run)[0] == 2
     assert extract(run)[0] == 2
