@@ -33,6 +33,7 @@ class TrainPlan:
         tower: The vision tower trains, too.
         num_gpus: Processes.
         zero_stage: DeepSpeed stage; 0 without DeepSpeed.
+        offload: What DeepSpeed keeps in the machine's memory: "optimizer", "param".
         micro_batch: Examples per device and forward pass.
         global_batch: Examples per optimizer step.
         epochs: Passes over the examples.
@@ -49,6 +50,7 @@ class TrainPlan:
     tower: bool = False
     num_gpus: int = 8
     zero_stage: int = 3
+    offload: tuple[str, ...] = ()
     micro_batch: int = 4
     global_batch: int = 32
     epochs: float = 3
@@ -205,14 +207,15 @@ def _training(
     saved = sum(layer.weight.numel() for layer in _adapted_layers(model)) * (16 - plan.bits * 1.03) / 8
     saved = saved if plan.bits < 16 else 0
     # Trained: 2 bytes weight, 2 gradient, 12 master weight and Adam's two moments (float32 weights: 4 + 4 + 8).
-    per_trained = 2 + 14 / plan.num_gpus if plan.zero_stage in (1, 2) else 16 / shards
+    optimizer = 0 if "optimizer" in plan.offload else 12
+    per_trained = 2 + (2 + optimizer) / plan.num_gpus if plan.zero_stage in (1, 2) else (4 + optimizer) / shards
     longest = max(lengths, default=0)
     per_layer = plan.micro_batch * longest * kept_bytes(config, plan.lora_rank)
     layers = config.num_hidden_layers
     inputs = plan.micro_batch * longest * config.hidden_size * 2 * layers
     logits = plan.micro_batch * min(longest, plan.label_tokens) * config.vocab_size
     memory = {
-        "frozen weights": round(2 * frozen / shards - saved),
+        "frozen weights": 0 if "param" in plan.offload else round(2 * frozen / shards - saved),
         "trained weights, gradients, optimizer": round(per_trained * trainable),
         "gathered layers": round(2 * min(1e9, total)) if shards > 1 else 0,  # stage3_max_live_parameters
         "activations": inputs + per_layer if plan.checkpointing else per_layer * layers,

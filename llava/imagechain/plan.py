@@ -71,6 +71,7 @@ def needs(groups: Groups, config: Any, examples: Any) -> str:
         tower="vision tower" in parts,
         num_gpus=settings.world_size,
         zero_stage=int(zero.get("stage", 0)),
+        offload=tuple(part for part in ("optimizer", "param") if f"offload_{part}" in zero),
         micro_batch=settings.per_device_train_batch_size,
         global_batch=settings.global_batch_size,
         epochs=settings.num_train_epochs,

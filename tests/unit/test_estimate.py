@@ -207,3 +207,13 @@ def test_kept_activations_are_those_measured(rank):
 
     slopes = [measured(layers, 256) - measured(layers, 128) for layers in (2, 3)]
     assert (slopes[1] - slopes[0]) / 128 == pytest.approx(kept_bytes(config(2), rank), rel=0.03)
+
+
+def test_what_is_kept_in_the_machines_memory_is_not_counted_on_the_gpu(tiny_llava):
+    whole, offloaded = (
+        estimate(tiny_llava.full, [10], TrainPlan(offload=o)).memory for o in ((), ("optimizer", "param"))
+    )
+    trained = "trained weights, gradients, optimizer"
+    assert offloaded[trained] == pytest.approx(whole[trained] / 4, rel=1e-3)
+    assert whole["frozen weights"] > offloaded["frozen weights"] == 0
+    assert {name for name in whole if whole[name] != offloaded[name]} == {trained, "frozen weights"}
