@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from llava.imagechain.config import nearest, read_yaml
 from llava.imagechain.files import read_json, read_jsonl
+
+MIXTURE_KEYS = ("json_path", "sampling_strategy")
 
 
 class Samples(list[Any]):
@@ -70,14 +72,13 @@ def _read_lines(path: Path) -> list[Any]:
 def _read_mixture(path: Path, seed: int) -> list[Any]:
     if not path.is_file():
         raise ValueError(f"data_path: {path} is not a file")
-    try:
-        entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("datasets")
-    except (yaml.YAMLError, AttributeError) as error:
-        raise ValueError(f"data_path: {path} is not valid: {error}") from error
+    entries = read_yaml(str(path)).get("datasets")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "json_path" in entry for entry in entries):
         raise ValueError(f"data_path: {path} has no list `datasets` of entries with a json_path")
     samples: list[Any] = []
     for number, entry in enumerate(entries):
+        if unknown := [str(key) for key in entry if key not in MIXTURE_KEYS]:
+            raise ValueError(f"data_path: {path} has an unknown key {unknown[0]!r}{nearest(unknown[0], MIXTURE_KEYS)}")
         found = [sample for file in expand_braces(str(entry["json_path"])) for sample in _read_file(Path(file))]
         samples += _choose(found, str(entry.get("sampling_strategy", "all")), seed + number)
     return samples

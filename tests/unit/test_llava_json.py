@@ -111,6 +111,8 @@ def test_random_sampling_depends_on_the_seed_alone(tmp_path):
         ("a.json", "[", "not valid JSON"),
         ("a.yaml", "x: 1", "no list `datasets`"),
         ("a.yaml", "datasets:\n- json_path: q.json\n", "q.json is not a file"),
+        ("a.yaml", "- x", "a.yaml: settings .* were wanted, found list"),
+        ("a.yaml", "datasets:\n- json_path: q.json\n  sampling_stratgy: first:1\n", "did you mean 'sampling_strategy'"),
     ],
 )
 def test_files_that_are_no_data_are_named(name, text, message, tmp_path):
