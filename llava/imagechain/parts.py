@@ -50,6 +50,8 @@ def trained_parts(settings: Any) -> set[str]:
 def prepare_model(model: Any, settings: Any) -> Any:
     """Freeze the model, then let train what the settings say; what trains is held in float32.
 
+    ZeRO-3 wants it all in the type of its own pieces, and keeps the float32 copies itself.
+
     Args:
         model: A LLaVA model.
         settings: `ModelArguments`.
@@ -73,10 +75,12 @@ def prepare_model(model: Any, settings: Any) -> Any:
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(model, lora)
+    pieces = (parameter.ds_tensor.dtype for parameter in model.parameters() if hasattr(parameter, "ds_tensor"))
+    dtype = next(pieces, torch.float32)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part_of(name) in parts)
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
     return model
 
 

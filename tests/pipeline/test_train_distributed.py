@@ -145,6 +145,13 @@ def test_zero3_trains_as_one_process_does_and_resumes_within_an_epoch(alone, tin
 
 @needs_deepspeed
 @pytest.mark.slow
+def test_zero3_trains_in_bfloat16_as_the_paper_s_settings_say(alone, tiny_base, data, tmp_path):
+    settings = (*zero("zero3", tmp_path), "--bf16", "true", "--max_steps", "4")
+    assert losses(train(tiny_base, data, tmp_path / "run", *settings)) == pytest.approx(losses(alone)[:4], rel=0.02)
+
+
+@needs_deepspeed
+@pytest.mark.slow
 def test_zero3_saves_a_whole_model_frozen_tower_included(tiny_base, data, tmp_path):
     more = ("--lora_enable", "false", "--learning_rate", "1e-3", "--max_steps", "3")
     output = train(tiny_base, data, tmp_path / "run", *zero("zero3", tmp_path), *more)
