@@ -206,7 +206,7 @@ def render_page(table: Table, cards: Sequence[CardView], notes: Sequence[str]) -
     )
     style, script = ((PAGE_DIR / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     rows = [row for row in (*table.rows, *table.controls) if row.run]
-    pairs, uncompared = pair_views(rows)
+    pairs, uncompared = pair_views(table)
     return environment.get_template("page.html.j2").render(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),

@@ -1,14 +1,12 @@
-"""The report's comparison of every two runs: who is right where the other is wrong, and how sure that is."""
+"""The report's comparison of runs: who is right where the other is wrong, and how sure that is."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 
 from eval.stats import holm
 from eval.tables.compare import Comparison, compare, is_sure, p_text, verdict
-from eval.tables.table1 import Row
+from eval.tables.table1 import Table, row_pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,18 +20,15 @@ class PairView:
     sign: str  # "better", "worse" or "" where it is not sure after Holm's correction
 
 
-def pair_views(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], PairView], list[str]]:
-    """Compare every two rows of the table on C2-6.
-
-    Args:
-        rows: Those with a run.
+def pair_views(table: Table) -> tuple[dict[tuple[str, str], PairView], list[str]]:
+    """Compare the rows of the table on C2-6, the same pairs as in table1_pairs, so that both give the same p-values.
 
     Returns:
         Views by the keys of both rows, in both directions, and why some pairs have none.
     """
     found: dict[tuple[str, str], Comparison] = {}
     problems: list[str] = []
-    for first, second in itertools.combinations([row for row in rows if row.run], 2):
+    for first, second in row_pairs(table):
         try:
             assert first.run and second.run
             one = compare(first.run, second.run)

@@ -319,8 +319,8 @@ def mean_records(table: Table) -> list[dict[str, Any]]:
     ]
 
 
-def pairs_sheet(table: Table, context: str = "c2_6", seed: int = 0) -> Sheet | None:
-    """Compare every two rows of the table on the same stories; None when there are no two.
+def row_pairs(table: Table) -> list[tuple[Row, Row]]:
+    """Return the rows that are compared with each other: the family that Holm's correction is for.
 
     Seeds are compared with the same seed of the other variant (a base model with each); a control with its own variant.
     """
@@ -332,7 +332,12 @@ def pairs_sheet(table: Table, context: str = "c2_6", seed: int = 0) -> Sheet | N
         for b in present
         if place(b.variant) < place(a.variant) and _same_seed(a, b)
     ]
-    pairs += [(b, a) for a in table.controls for b in present if b.variant == a.variant and _same_seed(a, b)]
+    return pairs + [(b, a) for a in table.controls for b in present if b.variant == a.variant and _same_seed(a, b)]
+
+
+def pairs_sheet(table: Table, context: str = "c2_6", seed: int = 0) -> Sheet | None:
+    """Compare the rows of the table on the same stories (`row_pairs`); None when there are no two."""
+    pairs = row_pairs(table)
     done: list[Comparison] = []
     notes: list[str] = []
     for a, b in pairs:

@@ -13,7 +13,7 @@ from PIL import Image
 from eval.report import __main__ as report
 from eval.report.pairs import pair_views
 from eval.runs import read_run, sha256_json
-from eval.tables.table1 import build_table
+from eval.tables.table1 import build_table, pairs_sheet
 from llava.imagechain.story import bucket_of, storyframes_features
 
 HOSTILE = [
@@ -111,7 +111,7 @@ def test_runs_of_different_judges_are_not_compared_and_the_page_says_so(tmp_path
     rows = [("s", 2, "p", "yes", "Yes")]
     one, two = make_run(tmp_path / "a", rows), make_run(tmp_path / "b", rows, "mllm")
     (two / "judgments.jsonl").write_text((two / "judgments.jsonl").read_text().replace('"mock"', '"other"'))
-    views, problems = pair_views(build_table([read_run(one), read_run(two)]).rows)
+    views, problems = pair_views(build_table([read_run(one), read_run(two)]))
     assert views == {} and "mock" in problems[0] and "other" in problems[0]
 
 
@@ -121,15 +121,31 @@ def test_a_pair_is_sure_only_after_the_correction_for_all_pairs_in_the_matrix_an
         return read_run(make_run(tmp_path / name, rows, variant, control))
 
     runs = [run("a", 7, "imagechain"), run("b", 0, "mllm")]
-    alone = pair_views(build_table(runs).rows)[0]["imagechain", "mllm"]
+    alone = pair_views(build_table(runs))[0]["imagechain", "mllm"]
     assert alone.sign == "better" and alone.sentence.startswith("ImageChain is better than MLLM: ")
     runs += [run("c", 1, "mllm_ft"), run("d", 1, "visual_context"), run("e", 1, "final_scene")]
-    views = pair_views(build_table(runs).rows)[0]
+    views = pair_views(build_table(runs))[0]
     among, back = views["imagechain", "mllm"], views["mllm", "imagechain"]
     assert (among.sign, among.p_value, among.counts, back.counts) == ("", "0.16", "7 : 0", "0 : 7")
     assert among.sentence.startswith("ImageChain may be better than MLLM, but")
     assert "McNemar p = 0.16 after Holm's correction" in among.sentence
     assert (among.difference, back.difference) == ("+17.5", "-17.5") and back.sentence.startswith("MLLM may be worse")
+
+
+def test_the_matrix_and_the_table_of_pairs_give_the_same_p_values(tmp_path):
+    def run(name, yes, variant, control=None):
+        rows = [(f"s{i:02}", 2, "p", "yes" if i < yes else "no", "Yes") for i in range(40)]
+        return read_run(make_run(tmp_path / name, rows, variant, control))
+
+    runs = [run("a", 9, "imagechain"), run("b", 0, "mllm"), run("c", 5, "mllm_ft")]
+    runs += [run("d", 2, "imagechain", "blank_images"), run("e", 1, "imagechain", "other_text")]
+    table = build_table(runs)
+    written = pairs_sheet(table).data["comparisons"]
+    views = pair_views(table)[0]
+    titles = {row.title: row.key for row in (*table.rows, *table.controls)}
+    assert len(views) == 2 * len(written) == 10
+    for one in written:
+        assert views[titles[one["a"]], titles[one["b"]]].sentence == one["verdict"]
 
 
 def test_several_seeds_have_their_mean_and_range_below_them(tmp_path):
