@@ -1,5 +1,6 @@
 """scripts/eval/serve_judge.sh with a stand-in for vllm: started, waited for, used by eval.simrate, stopped."""
 
+import contextlib
 import json
 import os
 import re
@@ -89,7 +90,8 @@ def environment(work, **settings):
     keep = {name: value for name, value in os.environ.items() if not name.startswith("JUDGE_")}
     paths = {"PATH": f"{work / 'bin'}:{os.environ['PATH']}", "STATE_DIR": str(work / "state"), "PYTHON": sys.executable}
     cache = {"XDG_CACHE_HOME": str(work / "cache"), "HF_HOME": str(work / "hub")}
-    return {**keep, **paths, **cache, "NUM_GPUS": "0", "TIMEOUT_S": "300", "MODEL": "a/judge", **settings}
+    # Port 0 is any free one: the usual first choice, 8000, would be shared with other tests at work.
+    return {**keep, **paths, **cache, "NUM_GPUS": "0", "PORT": "0", "TIMEOUT_S": "300", "MODEL": "a/judge", **settings}
 
 
 def serve(work, *arguments, **settings):
@@ -208,6 +210,17 @@ def test_the_cards_decide_parallelism_and_precision(work):
     assert six.rstrip().endswith("--seed 1 --enforce-eager") and "--revision abc" in six
     assert "--tensor-parallel-size 2 " in shown(NUM_GPUS="", CUDA_VISIBLE_DEVICES="3,5")
     assert "fp8" not in shown(MODEL="a/Llama-8B", NUM_GPUS="1") + shown(MODEL=llama, NUM_GPUS="1", QUANTIZATION="none")
+
+
+def test_without_a_port_8000_is_taken_or_a_free_one(work):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # somebody has it already
+            taken.bind(("127.0.0.1", 8000))
+            taken.listen()
+        status, out, err = serve(work, "--dry-run", PORT="")
+    words = shlex.split(out)
+    assert status == 0 and words[words.index("--port") + 1] not in ("8000", "0"), err
 
 
 def test_wrong_use_says_what_to_do(work):
