@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import itertools
 import logging
 import os
 import shlex
@@ -309,6 +310,8 @@ class Runner:
         for running in self.running:
             _signal(running.process, signal.SIGKILL)
             running.process.wait()
+            if running.by_file:
+                (running.task.folder / "stop").unlink(missing_ok=True)
         self.running.clear()
 
     def _wait(self, seconds: float, until_signal: int | None = None) -> None:
@@ -337,13 +340,14 @@ def _follow_parent() -> None:
 
 
 def last_words(log: Path, lines: int = 3) -> str:
-    """Return the end of what the last command of a log said, in one line."""
+    """Return the end of what the last command of a log said, in one line; torchrun's own report is left out."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4000))
+        file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode("utf-8", "replace").replace("\r", "\n")
     said = text.splitlines()
     begin = max((number for number, line in enumerate(said) if line.startswith("$ ")), default=-1)
-    return " / ".join([line.strip() for line in said[begin + 1 :] if line.strip()][-lines:])
+    own = itertools.takewhile(lambda line: "elastic/multiprocessing/api.py" not in line, said[begin + 1 :])
+    return " / ".join([line.strip() for line in own if line.strip()][-lines:])
 
 
 def duration(seconds: float) -> str:

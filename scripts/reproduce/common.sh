@@ -11,6 +11,8 @@
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
+ABLATIONS="" # a further grid file; ablations.sh sets it
+
 # reproduce RESULT... -- "$@": make these results with the flags of the command line.
 reproduce() {
   local results=() world=0 dry=0 flags=()

@@ -186,6 +186,15 @@ def test_other_settings_are_refused_not_overwritten_and_their_cells_are_in_no_ta
     assert not (output / "runs/imagechain-c2_7-seed0").exists()
 
 
+def test_another_seed_trains_beside_the_first_and_the_table_has_their_mean(finished, reproduce, grid_file, tmp_path):
+    output = copied(finished, tmp_path)
+    result = reproduce(grid_file, output, "--seeds", "0", "1")
+    assert result.returncode == 0, result.stderr
+    assert "kept     train/imagechain-c2_7-seed0" in result.stderr
+    assert "made     train/imagechain-c2_7-seed1" in result.stderr
+    assert "ImageChain, mean of 2 seeds" in (output / "table1.md").read_text()
+
+
 def test_an_adapter_finds_its_base_where_the_grid_has_it(finished, reproduce, grid_file, tmp_path):
     output = copied(finished, tmp_path)
     settings = yaml.safe_load(grid_file.read_text())

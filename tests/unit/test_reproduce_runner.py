@@ -252,3 +252,9 @@ def test_the_last_words_are_those_of_the_last_command(tmp_path):
     log = tmp_path / "log"
     log.write_text("$ first\nold trouble\n\n$ second\n10%\r20%\nTypeError: wrong\n")
     assert last_words(log) == "10% / 20% / TypeError: wrong"
+    log.write_text(
+        "$ torchrun\n[rank1]: ValueError: too long\n"
+        "E1120 13:44 7099 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1)\n"
+        "Traceback (most recent call last):\nChildFailedError:\n=====\n"
+    )
+    assert last_words(log) == "[rank1]: ValueError: too long"
