@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -30,10 +31,12 @@ from eval.tables.files import Sheet, to_markdown, write_tables
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import read_json, write_jsonl
+from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, load_stories
 
 BIAS_RUN = "bias_run.json"
+logger = logging.getLogger("eval.judge_bias")
 PASSED_ON = ("base_url", "model", "api_key_env", "rendering", "concurrency", "max_cost")
 COLUMNS = ("Pairs", "Right", "n", "Yes", "Rate of Yes", "95 % interval", "Unparsed", "Unscored")
 
@@ -199,8 +202,13 @@ def run(config: BiasConfig) -> int:
     if config.dry_run:
         print(f"{len(pairs)} pairs of {len(told)} stories; nothing was asked or written")
         return 0
+    if without:
+        logger.warning("%d references have no paraphrase, the first because of: %s", len(without), without[0]["reason"])
     inputs = [config.paraphrases] if config.paraphrases else []
-    with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name=BIAS_RUN) as manifest:
+    with (
+        only_one(config.output_dir / ".measuring"),
+        run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name=BIAS_RUN) as manifest,
+    ):
         write_pairs(config, pairs, skipped)
         manifest.record(pairs=dict(made), without_paraphrase=without)
         status = simrate.main(simrate_arguments(config))

@@ -16,6 +16,7 @@ from PIL import Image
 from eval.agreement.__main__ import main
 from eval.judge_bias.__main__ import main as judge_bias_main
 from llava.imagechain.files import sha256_json
+from llava.imagechain.locks import only_one
 from llava.imagechain.story import storyframes_features
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -279,7 +280,7 @@ def server():
     made.server_close()
 
 
-def test_a_judge_that_always_says_yes_is_found_out(work, server, judge_bias):
+def test_a_judge_that_always_says_yes_is_found_out(work, server, judge_bias, caplog):
     url = f"http://127.0.0.1:{server.server_port}/v1"
     flags = ["--base-url", url, "--model", "m", "--paraphrase-base-url", url, "--paraphrase-model", "m"]
     done = judge_bias(*flags)
@@ -292,9 +293,17 @@ def test_a_judge_that_always_says_yes_is_found_out(work, server, judge_bias):
     assert all(one["rate_of_yes"] == 1.0 for one in found.values())
     assert found["other_actor"]["right"] == "mostly no"  # and so not in all_no
     assert found["all_no"]["low_95"] > 0.85 and found["all_no"]["right"] == "no"
+    assert "references have no paraphrase, the first because of: the answer is not one sentence" in caplog.text
     asked = server.asked
     again = judge_bias(*flags)
     assert again.returncode == 0 and server.asked == asked  # nothing is asked twice
+
+
+def test_a_folder_that_is_being_measured_is_left_alone(work, judge_bias):
+    with only_one(work / "bias" / ".measuring"):
+        done = judge_bias("--judge", "mock")
+    assert done.returncode == 2 and "another process is writing" in done.stderr
+    assert not (work / "bias" / "predictions.jsonl").exists()
 
 
 def test_a_judge_of_words_fails_paraphrases_only(work):
