@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import yaml
 
-from eval.judge.prompt import fill, render_raw
+from eval.judge.prompt import PLACEHOLDER, fill, render_raw
 from llava.imagechain.config import ConfigError, build_config, option
 from llava.imagechain.files import sha256_json
 
@@ -71,10 +71,10 @@ class JudgeSettings:
     )
     api_key_env: str = option("JUDGE_API_KEY", help="name of the environment variable that holds the key")
     temperature: float = option(0.0, help="sampling temperature; 0 is greedy")
-    max_tokens: int = option(8, help="longest answer in tokens")
-    concurrency: int = option(32, help="requests at the same time")
-    timeout_s: float = option(120.0, help="seconds for one request")
-    max_retries: int = option(6, help="further tries after 429, 5xx, a timeout or a lost connection")
+    max_tokens: int = option(8, help="longest answer in tokens", minimum=1)
+    concurrency: int = option(32, help="requests at the same time", minimum=1)
+    timeout_s: float = option(120.0, help="seconds for one request", minimum=0.1)
+    max_retries: int = option(6, help="further tries after 429, 5xx, a timeout or a lost connection", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,10 +170,22 @@ def load_judge(name_or_path: str | Path) -> Judge:
         raise ConfigError(f"{folder / 'settings.yaml'}: {error}") from error
     if wrong := _wrong_settings(settings):
         raise ConfigError(f"{folder / 'settings.yaml'}: {wrong}")
-    prompt: list[dict[str, str]] = _load_yaml(folder / settings.prompt, list) if settings.prompt else []
+    prompt = _load_prompt(folder / settings.prompt) if settings.prompt else []
     if settings.answers_from == "server" and not prompt:
         raise ConfigError(f"{folder / 'settings.yaml'}: a judge that asks a server needs a prompt file")
     return Judge(settings=settings, folder=folder, prompt=tuple(prompt), parse=_parser_of(folder, name in BUILT_IN))
+
+
+def _load_prompt(path: Path) -> list[dict[str, str]]:
+    prompt = _load_yaml(path, list)
+    for message in prompt:
+        if not isinstance(message, dict) or not all(isinstance(message.get(n), str) for n in ("role", "content")):
+            raise ConfigError(f"{path}: messages with role and content as texts were wanted, found {message!r}")
+    if not any("prediction" in PLACEHOLDER.findall(message["content"]) for message in prompt):
+        raise ConfigError(
+            f"{path}: {{prediction}} was wanted in a message, and {{reference}} where it is to be compared"
+        )
+    return prompt
 
 
 def _wrong_settings(settings: JudgeSettings) -> str | None:

@@ -65,6 +65,7 @@ def test_an_unknown_judge_names_the_known_ones():
         ("name: x\nanswers_from: script\nprices: 3\n", "model names with two numbers each"),
         ("name: x\nanswers_from: script\nprices: {m: [1, two]}\n", "prices, m: two numbers from 0 on"),
         ("name: x\nanswers_from: script\napi_key_env: sk-123\n", "the NAME of an environment variable"),
+        ("name: x\nanswers_from: script\nconcurrency: 0\n", "concurrency: at least 1 was wanted, found 0"),
         ("- a\n- b\n", "a YAML dict was wanted"),
         ("name: [\n", "cannot be read"),
     ],
@@ -72,6 +73,22 @@ def test_an_unknown_judge_names_the_known_ones():
 def test_wrong_settings_are_named(tmp_path, settings, message):
     (tmp_path / "settings.yaml").write_text(settings)
     (tmp_path / "parser.py").write_text("from eval.judge.simrate.parser import parse\n")
+    with pytest.raises(ConfigError, match=message):
+        load_judge(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("- {role: user, content: '{reference}'}", r"prompt.yaml: \{prediction\} was wanted in a message"),
+        ("- {role: user, contents: '{reference} {prediction}'}", "role and content as texts were wanted"),
+        ("- '{reference} {prediction}'", "role and content as texts were wanted"),
+    ],
+)
+def test_a_prompt_that_cannot_ask_is_named(tmp_path, prompt, message):
+    (tmp_path / "settings.yaml").write_text("name: x\nanswers_from: server\nprompt: prompt.yaml\n")
+    (tmp_path / "parser.py").write_text("from eval.judge.simrate.parser import parse\n")
+    (tmp_path / "prompt.yaml").write_text(prompt)
     with pytest.raises(ConfigError, match=message):
         load_judge(tmp_path)
 
