@@ -75,6 +75,18 @@ class RunFolder:
         return {judged.row.story_id: judged for judged in self.rows}
 
 
+def refuse_run_folder(output_dir: Path) -> None:
+    """Keep tables out of a run: where the output folder was forgotten, the first run stands in its place.
+
+    Raises:
+        ValueError: The folder is a run's.
+    """
+    if (output_dir / PREDICTIONS).exists():
+        raise ValueError(
+            f"output_dir: {output_dir} is a run folder; a folder for the tables was wanted before the runs"
+        )
+
+
 def column_title(context: str) -> str:
     """Return the paper's spelling of a context: c4_6 is C4-6."""
     return context.upper().replace("_", "-")
@@ -137,7 +149,7 @@ def read_predictions(path: Path) -> tuple[list[Prediction], list[dict[str, Any]]
     for raw in raw_rows:
         story_id = raw.get("id")
         if reason := _wrong(raw):
-            skipped.append({"id": story_id if isinstance(story_id, str) else None, "reason": reason})
+            skipped.append({"id": _storable(story_id) if isinstance(story_id, str) else None, "reason": reason})
         elif story_id in rows:
             skipped.append({"id": story_id, "reason": "the id was met before; the first row counts"})
         else:
@@ -165,6 +177,8 @@ def _wrong(raw: dict[str, Any]) -> str | None:
     optional = {"train_context": str, "control": str, "video_name": str, "seed": int, "dropped_scenes": int}
     for name, kind in (wanted | optional).items():
         value = raw.get(name)
+        if name not in ("prediction", "reference") and isinstance(value, str) and _storable(value) != value:
+            return f"{name}: whole characters were wanted, found {value!r}"
         if (name in optional and value is None) or (isinstance(value, kind) and not isinstance(value, bool)):
             continue
         words = f"{'a whole number' if kind is int else 'text'}{' or null' if name in optional else ''}"

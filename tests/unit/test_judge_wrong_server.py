@@ -245,13 +245,15 @@ def test_judgments_of_another_dataset_are_not_taken_over(tmp_path, server, judge
 def test_missing_and_doubled_ids_are_skipped_and_listed(tmp_path, server, judge_run, capsys):
     rows = predictions(tmp_path / "run", ["same", "other"])
     changed = [*rows, {**rows[0], "prediction": "another text"}, {**rows[1], "id": None}, {**rows[1], "id": 3}]
+    changed.append({**rows[1], "id": "half a character \ud800"})
     (tmp_path / "run" / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     status, judged = judge_run()
     assert (status, [row["id"] for row in judged], len(server.asked)) == (0, ["s0", "s1"], 2)
-    assert "skipped 3" in capsys.readouterr().out
+    assert "skipped 4" in capsys.readouterr().out
     path = tmp_path / "run" / "judge_skipped.jsonl"
     reasons = [json.loads(line)["reason"] for line in path.read_text().splitlines()]
     assert "met before" in reasons[0] and "text was wanted" in reasons[1] and "found int" in reasons[2]
+    assert reasons[3] == "id: whole characters were wanted, found 'half a character \\ud800'"
 
 
 def test_judgments_with_rows_missing_or_foreign_are_completed(tmp_path, server, judge_run):
