@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from eval.resampling import Estimate, estimate
-from eval.runs import Judged, RunFolder, read_runs, run_title
+from eval.runs import Judged, RunFolder, read_runs, refuse_run_folder, run_title
 from eval.tables.files import CONTINUED, Sheet, to_markdown, write_tables
 from eval.tables.table1 import run_notes
 from llava.imagechain.command import run_command
@@ -275,6 +275,7 @@ def measure_runs(config: TextMetricsConfig, runs: Sequence[RunFolder]) -> Sheet:
 def make_table(config: TextMetricsConfig) -> None:
     """Measure, write and print the table."""
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score's remark about its tokenizer
+    refuse_run_folder(config.output_dir)
     runs = read_runs(config.runs)
     inputs = [path for run in runs for path in run.files]
     with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="text_metrics_run.json"):

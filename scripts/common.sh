@@ -32,7 +32,11 @@ parse() {
     esac
     shift
   done
-  ((${#words[@]} >= least && ${#words[@]} <= most)) || { usage >&2; exit 2; }
+  ((${#words[@]} >= least && ${#words[@]} <= most)) || {
+    usage >&2
+    echo "$(basename "$0"): found ${#words[@]} words, wanted $least$( ((most == least)) || echo " or more")" >&2
+    exit 2
+  }
 }
 
 # use_llava: put LLAVA_NEXT_DIR, when set, before this repository on Python's path, and say which llava runs.

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.runs import RunFolder, column_title, read_runs
+from eval.runs import RunFolder, column_title, read_runs, refuse_run_folder
 from eval.tables import table2
 from eval.tables.cells import COLUMNS, Cell
 from eval.tables.compare import compare, comparison_sheet, verdict
@@ -55,6 +55,8 @@ def check(config: TablesConfig) -> None:
         raise ConfigError(f"--compare: two run folders were wanted, found {len(config.compare)}")
     if config.runs and config.output_dir is None:
         raise ConfigError("--output-dir is required with --runs: folder for the tables")
+    if config.output_dir is not None:
+        refuse_run_folder(config.output_dir)
 
 
 def build_sheets(config: TablesConfig, runs: Sequence[RunFolder]) -> dict[str, Sheet]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.runs import RunFolder, by_cell, column_title, read_runs
+from eval.runs import RunFolder, by_cell, column_title, read_runs, refuse_run_folder
 from eval.stats import wilson
 from eval.tables.cells import count, load_paper, rounded, spread
 from eval.tables.files import plain
@@ -264,6 +264,7 @@ def _legend(page: Any, figure: Figure5, *, cut: bool) -> None:
 
 def make_figure(config: Figure5Config) -> None:
     """Draw the figure and write its numbers."""
+    refuse_run_folder(config.output_dir)
     runs = read_runs(config.runs)
     figure = build_figure(runs, paper=config.paper)
     inputs = [path for run in runs for path in run.files]

@@ -108,6 +108,7 @@ def test_dry_run_prints_a_command_and_does_nothing(work, name, arguments):
 @pytest.mark.parametrize("name", ["simrate", "tables", "report", "figure5", "compare"])
 def test_wrong_use_prints_the_usage_and_status_two(work, name):
     assert "usage: bash scripts/eval/" in run_script(name, "--help", cwd=work).stdout
-    assert run_script(name, cwd=work).returncode == 2
+    missing = run_script(name, cwd=work)
+    assert missing.returncode == 2 and f"{name}.sh: found 0 words, wanted " in missing.stderr.splitlines()[-1]
     wrong = run_script(name, "--paper", "a", "b", "c", cwd=work)
     assert wrong.returncode == 2 and "unknown option --paper" in wrong.stderr

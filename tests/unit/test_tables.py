@@ -5,9 +5,11 @@ import json
 
 import pytest
 
+from eval import text_metrics
 from eval.runs import read_run
 from eval.stats import wilson
 from eval.tables import __main__ as tables
+from eval.tables import figure5
 from eval.tables.compare import compare
 from llava.imagechain.story import HUB_DATASET
 from llava.imagechain.variants import VARIANTS
@@ -182,6 +184,15 @@ def test_runs_that_fit_no_row_are_refused(make_run, tmp_path, capsys, change, me
     assert run_tables(tmp_path, *runs)[0] == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_first_run_is_not_taken_for_the_folder_of_tables(make_run, tmp_path, capsys):
+    first, second = make_run(tmp_path / "a", [(2, "yes")]), make_run(tmp_path / "b", [(2, "yes")])
+    before = sorted(first.iterdir())
+    for main in (tables.main, text_metrics.main, figure5.main):
+        assert main(["--output-dir", str(first), "--runs", str(second)]) == 2
+        assert "is a run folder; a folder for the tables was wanted before the runs" in capsys.readouterr().err
+    assert sorted(first.iterdir()) == before
 
 
 def test_a_run_that_is_not_judged_is_no_other_judge(make_run, tmp_path):
