@@ -21,7 +21,7 @@ from llava.conversation import conv_templates
 from llava.imagechain.config import ConfigError, all_problems, nearest, read_yaml
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
-from llava.imagechain.distributed import deepspeed_problems, has_bfloat16, start_deepspeed_on_cpu
+from llava.imagechain.distributed import deepspeed_problems, has_bfloat16, start_deepspeed_on_cpu, take_one_gpu
 from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.features import DTYPES
 from llava.imagechain.files import read_json
@@ -208,6 +208,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
     if values[2].gradient_checkpointing and not values[2].gradient_checkpointing_kwargs:
         # The other kind, transformers 4's default, trains nothing where no input of a layer has a gradient.
         values[2].gradient_checkpointing_kwargs = {"use_reentrant": False}
+    take_one_gpu(values[2])
     problems += _check(groups, set(merged))
     if problems:
         raise ConfigError(all_problems(CANNOT_START, problems))

@@ -9,9 +9,11 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 def deepspeed_problems(config: str) -> list[str]:
@@ -42,6 +44,19 @@ def has_bfloat16() -> bool:
     except OSError:
         return False
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
+
+
+def take_one_gpu(settings: Any) -> None:
+    """Keep a process that was started without a launcher to one GPU.
+
+    The library would give each GPU it sees a part of the batch: a larger global batch, and lists of scenes cut in two.
+
+    Args:
+        settings: `TrainArguments`; changed in place.
+    """
+    if (found := settings.n_gpu) > 1:
+        logger.warning("%d GPUs are there and one trains; NUM_GPUS=%d bash scripts/train/imagechain.sh", found, found)
+        settings._n_gpu = 1
 
 
 def start_deepspeed_on_cpu() -> None:

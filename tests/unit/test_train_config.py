@@ -8,6 +8,7 @@ import yaml
 
 from llava.imagechain.arguments import as_json, parse_arguments
 from llava.imagechain.config import ConfigError
+from llava.imagechain.distributed import take_one_gpu
 from llava.imagechain.resume import changed_on_resume, find_start
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +170,15 @@ def test_names_of_other_library_versions_are_translated(flags):
     (_, _, train), _ = parse_arguments(arguments)
     assert train.eval_strategy.value == "no"
     assert train.use_cpu
+
+
+def test_one_process_takes_one_gpu_and_says_how_to_use_all(flags, caplog):
+    (_, _, train), _ = parse_arguments([*config_files("base", "imagechain"), *flags])
+    assert train.n_gpu <= 1  # the library looks for GPUs once
+    train._n_gpu = 8
+    take_one_gpu(train)
+    assert (train.n_gpu, train.train_batch_size) == (1, 4)
+    assert "8 GPUs are there and one trains; NUM_GPUS=8 bash scripts/train/imagechain.sh" in caplog.text
 
 
 def test_a_yaml_file_that_is_no_list_of_settings_is_named(flags, tmp_path):
