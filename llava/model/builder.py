@@ -216,9 +216,10 @@ def load_tokenizer(source: str) -> Any:
             "tokenizer files of the base model into the folder."
         )
     try:
-        if tokenizer := AutoTokenizer.from_pretrained(source, use_fast=False, trust_remote_code=False):
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=False, trust_remote_code=False)
+        if tokenizer and len(tokenizer) > len(tokenizer.all_special_ids):
             return tokenizer
-        raise ValueError("the vocabulary is damaged")  # transformers 4 returns False
+        raise ValueError("the vocabulary is damaged")  # transformers 4 returns False, 5 makes an empty one
     except (ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{source}: the tokenizer's files cannot be read ({reason}); copy them again.") from error

@@ -65,8 +65,9 @@ def test_a_tokenizer_folder_without_its_vocabulary_is_refused(copy_of_tiny_llava
         load(copy_of_tiny_llava.full)
 
 
-def test_a_vocabulary_that_is_no_sentencepiece_model_is_refused(copy_of_tiny_llava):
-    (copy_of_tiny_llava.full / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b""])
+def test_a_vocabulary_that_is_no_sentencepiece_model_is_refused(copy_of_tiny_llava, content):
+    (copy_of_tiny_llava.full / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match="tokenizer's files cannot be read"):
         load(copy_of_tiny_llava.full)
 
