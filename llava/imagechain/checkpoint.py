@@ -55,6 +55,7 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
+    merge_adapter: bool = True,
 ) -> LoadedModel:
     """Load a full model folder, a LoRA folder or a checkpoint-N of a run; an adapter is added to the weights.
 
@@ -65,6 +66,7 @@ def load_checkpoint(
         dtype: Type of the weights; by default float16 on a GPU, float32 else.
         attn_implementation: "sdpa", "eager", "flash_attention_2"; by default what is there.
         quantization_config: The library's, for weights of fewer bits.
+        merge_adapter: False leaves an adapter beside the weights, in peft's model.
 
     Returns:
         The model in evaluation mode, with the checkpoint's decisions in its config.
@@ -90,6 +92,7 @@ def load_checkpoint(
             torch_dtype=dtype or (torch.float16 if target.type == "cuda" else torch.float32),
             attn_implementation=attn_implementation or "flash_attention_2",
             multimodal=True,
+            merge_adapter=merge_adapter,
             **({"quantization_config": quantization_config} if quantization_config else {}),
         )
     except torch.cuda.OutOfMemoryError:

@@ -55,9 +55,13 @@ def merge(config: FolderConfig, base: Path, dtype: str, folder: Path, manifest: 
     Raises:
         ValueError: The logits differ by more than the tolerance.
     """
-    from llava.imagechain.checkpoint import TOKENIZER_FILES, copy_tokenizer
+    import torch
 
-    tokenizer, model, _, _ = _load(config.checkpoint, base, config.device, dtype, merge_adapter=False)
+    from llava.imagechain.checkpoint import TOKENIZER_FILES, copy_tokenizer, load_checkpoint
+
+    place: dict[str, Any] = {"device": config.device, "dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    loaded = load_checkpoint(config.checkpoint, base=base, merge_adapter=False, **place)
+    tokenizer, model = loaded.tokenizer, loaded.model
     wanted = probe_logits(model, tokenizer)
     model = model.merge_and_unload()
     model.config.architectures = [type(model).__name__]
@@ -65,21 +69,12 @@ def merge(config: FolderConfig, base: Path, dtype: str, folder: Path, manifest: 
     own = any((config.checkpoint / name).is_file() for name in TOKENIZER_FILES)
     copy_tokenizer(folder, tokenizer, config.checkpoint if own else base)
     copy_training_manifest(config.checkpoint, folder)
-    del model
+    del model, loaded
     gc.collect()  # a 7B model twice in memory would be too much for most machines
 
-    tokenizer, model, _, _ = _load(folder, None, config.device, dtype)
-    found = compare_logits(probe_logits(model, tokenizer), wanted, config, dtype)
+    merged = load_checkpoint(folder, **place)
+    found = compare_logits(probe_logits(merged.model, merged.tokenizer), wanted, config, dtype)
     manifest.record(base=str(base), dtype=dtype, **found)
-
-
-def _load(path: Path, base: Path | None, device: str, dtype: str, **options: Any) -> tuple[Any, Any, Any, int]:
-    from llava.model.builder import load_pretrained_model
-
-    return load_pretrained_model(
-        str(path), str(base) if base else None, "llava", device_map=device, torch_dtype=dtype,
-        attn_implementation="sdpa", multimodal=True, **options,
-    )  # fmt: skip
 
 
 def run(config: FolderConfig) -> None:

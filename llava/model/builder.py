@@ -21,7 +21,7 @@ from llava.imagechain.compat import DTYPE_KEYWORD, as_dtype, attention_implement
 from llava.imagechain.files import read_json
 from llava.imagechain.quantized import quantization_config
 from llava.imagechain.vision import complete_vision_tower
-from llava.imagechain.weights import check_weights, local_folder, read_tensors, shortened
+from llava.imagechain.weights import check_weights, local_folder, name_in_files, read_tensors, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def load_pretrained_model(
         model, tokenizer = _load_language_model(model_path, model_base and local_folder(model_base), settings)
         return tokenizer, model.eval(), None, _context_length(model.config)
 
-    adapter = _adapter_config(model_path)
+    adapter = _settings(Path(model_path) / "adapter_config.json")
     model_base = _base_folder(model_path, model_base, adapter)
     if model_base is None and "lora" in model_name.lower():
         warnings.warn(
@@ -138,21 +138,32 @@ def _load_language_model(model_path: str, model_base: str | None, settings: dict
 
 
 def _adapted(model: Any, adapter_path: str, *, merge: bool = True) -> Any:
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-    adapted = PeftModel.from_pretrained(model, adapter_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below, unless only renamed
+        adapted = PeftModel.from_pretrained(model, adapter_path)
+    own = {name_in_files(n): n for n in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in n}
+    found = {name_in_files(name): tensor for name, tensor in read_tensors(_adapter_file(adapter_path)).items()}
+    if wrong := sorted(own.keys() ^ {name for name in found if "lora_" in name}):
+        raise ValueError(f"{adapter_path}: adapter and model do not have the same tensors: {shortened(wrong)}.")
+    set_peft_model_state_dict(adapted, {own[name]: found[name] for name in own})
     return adapted.merge_and_unload() if merge else adapted
+
+
+def _adapter_file(folder: str) -> Path:
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    found = [file for name in names if (file := Path(folder) / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds an adapter's config, but neither {' nor '.join(names)}.")
+    return found[0]
 
 
 def _check_files(weights: str, adapter_path: str | None) -> None:
     """Refuse folders with missing, damaged or harmful weight files before the library opens one."""
     check_weights(weights)
     if adapter_path:
-        names = ("adapter_model.safetensors", "adapter_model.bin")
-        found = [file for name in names if (file := Path(adapter_path) / name).is_file()]
-        if not found:
-            raise FileNotFoundError(f"{adapter_path} holds an adapter's config, but neither {' nor '.join(names)}.")
-        check_weights(found[0])
+        check_weights(_adapter_file(adapter_path))
 
 
 def model_classes(model_path: str, model_name: str) -> tuple[Any, Any]:
@@ -175,13 +186,15 @@ def model_classes(model_path: str, model_name: str) -> tuple[Any, Any]:
 
 
 def _model_type(model_path: str) -> str:
-    config = Path(model_path) / "config.json"
-    return str(read_json(config).get("model_type", "")) if config.is_file() else ""
+    return str((_settings(Path(model_path) / "config.json") or {}).get("model_type", ""))
 
 
-def _adapter_config(model_path: str) -> dict[str, Any] | None:
-    file = Path(model_path) / "adapter_config.json"
-    return read_json(file) if file.is_file() else None
+def _settings(file: Path) -> dict[str, Any] | None:
+    """Read a config file of a model folder; None without one."""
+    found = read_json(file) if file.is_file() else None
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"{file}: settings were wanted, found a {type(found).__name__}.")
+    return found
 
 
 def _base_folder(model_path: str, model_base: str | None, adapter: dict[str, Any] | None) -> str | None:

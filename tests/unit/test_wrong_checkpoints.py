@@ -138,6 +138,45 @@ def test_a_folder_without_weights_is_refused(copy_of_tiny_llava):
         load(copy_of_tiny_llava.full)
 
 
+@pytest.mark.parametrize("change", [("layers.1.", "layers.7."), ("q_proj", None)])
+def test_an_adapter_whose_tensors_are_not_the_models_is_refused(copy_of_tiny_llava, change):
+    file = copy_of_tiny_llava.lora / "adapter_model.safetensors"
+    tensors = load_file(file)
+    kept = {
+        name.replace(change[0], change[1] or ""): t for name, t in tensors.items() if change[1] or change[0] not in name
+    }
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="adapter and model do not have the same tensors"):
+        load(copy_of_tiny_llava.lora)
+
+
+def test_an_adapter_in_the_tower_is_found_under_the_names_of_every_library_version(copy_of_tiny_llava):
+    folder = copy_of_tiny_llava.lora
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["target_modules"] = ["q_proj", "v_proj", "down_proj"]  # as LLaVA-NeXT names them: the tower's have them, too
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    tensors, numbers = load_file(folder / "adapter_model.safetensors"), torch.Generator().manual_seed(0)
+    stem = "base_model.model.model.vision_tower.vision_tower.{}encoder.layers.{}.self_attn.{}_proj.lora_{}.weight"
+    features = []
+    for level in ("", "vision_model."):
+        inside = {
+            stem.format(level, layer, name, side): torch.ones((4, 32) if side == "A" else (32, 4)) / 8
+            for layer in range(3) for name in "qv" for side in "AB"
+        }  # fmt: skip
+        save_file({**tensors, **inside}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        features.append(load(folder)[1].encode_images(torch.randn(1, 3, 28, 28, generator=numbers.manual_seed(1))))
+    without = load(copy_of_tiny_llava.projector, copy_of_tiny_llava.plain)[1].encode_images
+    assert torch.equal(*features)
+    assert not torch.allclose(features[0], without(torch.randn(1, 3, 28, 28, generator=numbers.manual_seed(1))))
+
+
+@pytest.mark.parametrize("name", ["full/config.json", "lora/adapter_config.json"])
+def test_a_config_that_is_no_object_is_refused(copy_of_tiny_llava, name):
+    (copy_of_tiny_llava.root / name).write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json: settings were wanted, found a list"):
+        load((copy_of_tiny_llava.root / name).parent)
+
+
 def test_an_adapter_can_stay_beside_its_base(tiny_llava):
     ids, frame = torch.tensor([[1, 40, -200, 41]]), torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0))
     merged = load(tiny_llava.lora)[1]
