@@ -107,6 +107,7 @@ class Job:
     skipped: set[str]  # stories that an earlier, finished run had to leave out
     finished: bool  # the earlier run came to its end
     shard: Shard | None = None  # the part of the split that is this process's
+    dtype: str | None = None  # of the earlier run; None where it does not say
 
     @functools.cached_property
     def chosen(self) -> StoryFrames:
@@ -281,10 +282,12 @@ def earlier_rows(job: Job) -> Job:
     before = run.get("identity")
     if not isinstance(before, dict):
         raise ConfigError(f"{path} exists, but no run.json says how it was made; use --overwrite or another folder")
+    # Which dtype a device takes by itself is found out when the model is loaded.
+    before = {**before, "dtype": run.get("dtype") or before.get("dtype")}
     changes = [
         f"{name} was {before.get(name)!r}, is {value!r}"
         for name, value in job.identity.items()
-        if before.get(name) != value
+        if before.get(name) != value and not (name == "dtype" and value is None)
     ]
     if changes:
         raise ConfigError(
@@ -293,4 +296,4 @@ def earlier_rows(job: Job) -> Job:
     file = job.folder / "skipped.jsonl"
     finished = run.get("status") == "success" and file.is_file()
     skipped = {str(row.get("id")) for row in read_jsonl(file)} if finished else set()
-    return dataclasses.replace(job, done=usable_rows(path), skipped=skipped, finished=finished)
+    return dataclasses.replace(job, done=usable_rows(path), skipped=skipped, finished=finished, dtype=before["dtype"])

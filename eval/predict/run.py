@@ -24,6 +24,7 @@ from eval.predict.job import Job, PredictConfig, named_base, prepare, usable_row
 from eval.predict.ranks import SHARDS, own_gpus
 from eval.predict.shards import merge_when_complete
 from eval.predict.vllm_backend import vllm_version
+from eval.runs import PREDICTIONS
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, to_json
 from llava.imagechain.files import JsonlAppender, write_jsonl
@@ -164,7 +165,7 @@ def predict(job: Job, run: Run) -> None:
     skipped = list(examples.skipped)
     refuse_skips(skipped, job.num_wanted, config.max_skipped)
     results = answers(job, loaded, examples, pending)
-    counts = {"prompt_tokens": 0, "new_tokens": 0, "shortened": 0}
+    counts = {"predicted": 0, "prompt_tokens": 0, "new_tokens": 0, "shortened": 0}
     started = time.time()
     interval_s = 0.5 if sys.stderr.isatty() else 60
     title = f"{job.variant.title} {job.shard}" if job.shard else job.variant.title
@@ -178,6 +179,7 @@ def predict(job: Job, run: Run) -> None:
                     skipped.append({"id": result.plan.story_id, "reason": result.problem})
                     continue
                 output.write(prediction_row(job, result))
+                counts["predicted"] += 1
                 counts["prompt_tokens"] += result.plan.length
                 counts["new_tokens"] += result.new_tokens
                 counts["shortened"] += result.plan.num_dropped_scenes > 0
@@ -188,10 +190,10 @@ def predict(job: Job, run: Run) -> None:
     write_jsonl(job.folder / "skipped.jsonl", sorted(skipped, key=lambda row: order[row["id"]]))
     rows = sorted(usable_rows(job.path).values(), key=lambda row: order.get(row["id"], len(order)))
     write_jsonl(job.path, rows)
-    predicted = len(pending) - sum(row["id"] in {examples.plans[i].story_id for i in pending} for row in skipped)
+    predicted = counts["predicted"]
     run.record(
-        rows=len(rows), predicted=predicted, skipped=len(skipped), **counts,
-        predict_seconds=round(seconds, 2), stories_per_second=round(predicted / seconds, 3) if predicted else None,
+        rows=len(rows), skipped=len(skipped), **counts, predict_seconds=round(seconds, 2),
+        stories_per_second=round(predicted / seconds, 3) if predicted else None,
     )  # fmt: skip
     logger.info(
         "%s: %d stories, %d new in %.1f s, %d skipped, %d shortened -> %s",
@@ -293,12 +295,19 @@ def start(job: Job) -> None:
     if job.shard:  # the others work for themselves: no library has to look for them
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             os.environ.pop(name, None)
+    device, dtype = device_and_dtype(config)
+    if job.done and job.dtype not in (None, dtype):
+        raise ConfigError(
+            f"{job.folder} holds predictions in {job.dtype}, and {device} takes {dtype} by itself; go on with "
+            f"--dtype {job.dtype}, use --overwrite or another folder"
+        )
     if config.overwrite:
         job.path.unlink(missing_ok=True)
+        (config.output_dir / PREDICTIONS).unlink(missing_ok=True)
         if job.shard is None:
             shutil.rmtree(config.output_dir / SHARDS, ignore_errors=True)
     with run_manifest(job.folder, config=to_json(config)) as run:
-        run.record(identity=job.identity, trained=job.trained)
+        run.record(identity=job.identity, trained=job.trained, device=device, dtype=dtype)
         if config.backend == "vllm":
             run.record(vllm=vllm_version())
         predict(job, run)

@@ -70,7 +70,7 @@ def read_parts(output_dir: Path) -> list[Part]:
             problems.append(f"{shard}: {bad} rows of {PREDICTIONS} name no story or hold no text")
         elif not isinstance(part.run.get("identity"), dict) or not isinstance(part.run.get("config"), dict):
             problems.append(f"{shard}: its run.json does not say how it was made")
-        elif parts and (found := changes(parts[0].run["identity"], part.run["identity"])):
+        elif parts and (found := changes(made_with(parts[0]), made_with(part))):
             problems.append(f"{shard} was made otherwise than {parts[0].shard}: {found}")
         else:
             parts.append(part)
@@ -86,6 +86,11 @@ def read_part(output_dir: Path, shard: Shard) -> Part:
         tuple(read_jsonl(folder / name)) if (folder / name).is_file() else () for name in (PREDICTIONS, SKIPPED)
     )
     return Part(shard=shard, run=run, rows=rows, skipped=skipped)
+
+
+def made_with(part: Part) -> dict[str, Any]:
+    """Return everything that decided a part's texts; which dtype its device took by itself is known only afterwards."""
+    return {**part.run["identity"], "dtype": part.run.get("dtype") or part.run["identity"].get("dtype")}
 
 
 def changes(one: dict[str, Any], other: dict[str, Any]) -> str:
@@ -148,7 +153,8 @@ def merge(output_dir: Path, stories: StoryFrames | Path | None = None, *, dry_ru
         write_jsonl(output_dir / PREDICTIONS, rows)
         write_jsonl(output_dir / SKIPPED, skipped)
         run.record(
-            identity=first["identity"], trained=first.get("trained", {}), rows=len(rows), skipped=len(skipped),
+            identity=first["identity"], trained=first.get("trained", {}), dtype=first.get("dtype"),
+            rows=len(rows), skipped=len(skipped),
             **{name: sum(part.run.get(name) or 0 for part in parts) for name in SUMMED},
             predict_seconds=max(part.run.get("predict_seconds") or 0 for part in parts), num_shards=len(parts),
         )  # fmt: skip

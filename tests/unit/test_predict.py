@@ -192,6 +192,22 @@ def test_the_record_of_a_training_is_not_replaced(tiny_llava, stories, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_a_run_goes_on_in_the_dtype_it_was_begun_in(tiny_llava, stories, tmp_path, capsys, monkeypatch):
+    _, before = predict(tiny_llava.full, stories, tmp_path, "--limit", 2)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["device"], run["dtype"], run["identity"]["dtype"]) == ("cpu", "float32", None)
+    import eval.predict.run as command
+
+    # Another machine, whose device would take bfloat16 by itself.
+    monkeypatch.setattr(command, "device_and_dtype", lambda config: ("cpu", config.dtype or "bfloat16"))
+    assert predict(tiny_llava.full, stories, tmp_path, "--limit", 4) == (2, before)
+    assert "holds predictions in float32, and cpu takes bfloat16 by itself" in capsys.readouterr().err
+    assert predict(tiny_llava.full, stories, tmp_path, "--limit", 4, "--dtype", "bfloat16")[0] == 2
+    assert "dtype was 'float32', is 'bfloat16'" in capsys.readouterr().err
+    status, rows = predict(tiny_llava.full, stories, tmp_path, "--limit", 4, "--dtype", "float32")
+    assert status == 0 and rows[:2] == before and len(rows) == 4
+
+
 def test_a_retrained_checkpoint_is_noticed(copy_of_tiny_llava, stories, tmp_path, capsys):
     predict(copy_of_tiny_llava.full, stories, tmp_path, "--limit", 2)
     weights = copy_of_tiny_llava.full / "model.safetensors"

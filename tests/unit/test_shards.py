@@ -239,6 +239,21 @@ def test_what_is_not_finished_or_made_otherwise_is_not_merged(parts, tmp_path, c
     assert "found none" in capsys.readouterr().err
 
 
+def test_parts_of_another_dtype_are_not_merged(tiny_llava, stories, parts, capsys):
+    predict(tiny_llava.full, stories, parts, "--num-shards", 3, "--shard", 2)
+    path = parts / "shards" / "1-of-3" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
+    assert merge_main(["--output-dir", str(parts)]) == 2
+    assert "1-of-3 was made otherwise than 0-of-3: dtype is 'bfloat16', not 'float32'" in capsys.readouterr().err
+
+
+def test_overwriting_parts_drops_the_merged_predictions(tiny_llava, stories, parts):
+    predict(tiny_llava.full, stories, parts, "--num-shards", 3, "--shard", 2)
+    flags = ["--num-shards", 3, "--shard", 0, "--max-new-tokens", 3, "--overwrite"]
+    assert (parts / "predictions.jsonl").is_file() and predict(tiny_llava.full, stories, parts, *flags) == 0
+    assert not (parts / "predictions.jsonl").exists()  # until all parts are there again
+
+
 def test_a_merge_by_hand_gives_the_same_files(tiny_llava, stories, parts, whole, capsys):
     predict(tiny_llava.full, stories, parts, "--num-shards", 3, "--shard", 2)
     for name in ("predictions.jsonl", "skipped.jsonl", "run.json"):
