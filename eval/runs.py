@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.imagechain.config import all_problems
 from llava.imagechain.files import read_json, read_jsonl, sha256_json
 from llava.imagechain.variants import VARIANTS
 
@@ -262,5 +263,5 @@ def read_runs(folders: Sequence[Path]) -> list[RunFolder]:
         except (OSError, ValueError) as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("\n  - ".join(["some runs cannot be read:", *problems]) if len(problems) > 1 else problems[0])
+        raise ValueError(all_problems("some runs cannot be read", problems))
     return runs

@@ -27,7 +27,7 @@ from eval.judge.client import ServerError, check_server, check_url
 from eval.judge.cost import Cost, Spending, check_cost, estimate
 from eval.runs import JUDGMENTS, Prediction, read_predictions
 from llava.imagechain.command import run_command
-from llava.imagechain.config import ConfigError, option, to_json
+from llava.imagechain.config import ConfigError, all_problems, option, to_json
 from llava.imagechain.files import read_json, read_jsonl, sha256_json, write_jsonl
 from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import Run, run_manifest
@@ -118,7 +118,7 @@ def read_sheets(config: SimRateConfig) -> list[Sheet]:
     if len(set(folders)) < len(folders):
         problems.append("predictions: each file needs a folder of its own, found two in one folder")
     if problems:
-        raise ConfigError("\n  - ".join(["the predictions cannot be judged:", *problems]))
+        raise ConfigError(all_problems("the predictions cannot be judged", problems))
     return sheets
 
 

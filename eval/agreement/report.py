@@ -25,7 +25,7 @@ from eval.resampling import estimate
 from eval.runs import JUDGMENTS
 from eval.tables.files import to_markdown, write_tables
 from llava.imagechain.command import run_command
-from llava.imagechain.config import option, to_json
+from llava.imagechain.config import all_problems, option, to_json
 from llava.imagechain.files import write_jsonl
 from llava.imagechain.manifest import run_manifest
 
@@ -68,9 +68,7 @@ def read_people(
         people.append(Rater(name=name, kind="person", labels=labels))
         skipped += [{"rater": name, **row} for row in unusable]
     if problems:
-        raise ValueError(
-            "\n  - ".join(["some labels cannot be read:", *problems]) if len(problems) > 1 else problems[0]
-        )
+        raise ValueError(all_problems("some labels cannot be read", problems))
     return people, skipped
 
 

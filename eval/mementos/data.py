@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.imagechain.config import ConfigError
+from llava.imagechain.config import ConfigError, all_problems
 from llava.imagechain.media import IMAGE_SUFFIXES
 from llava.imagechain.story import clean_text
 
@@ -150,7 +150,7 @@ def load_benchmark(root: Path, domains: Sequence[str] = tuple(DOMAINS)) -> Bench
     if not rows and not problems:
         problems.append(f"data: no description of {', '.join(domains)} under {root}; the CSVs are the benchmark's own")
     if problems:
-        raise ConfigError("\n  - ".join(["the data cannot be used:", *problems]) if len(problems) > 1 else problems[0])
+        raise ConfigError(all_problems("the data cannot be used", problems))
     usable, skipped = _usable(rows)
     composites, frames = _pictures(files, {sample_id for _, sample_id, _ in usable})
     samples = tuple(

@@ -23,7 +23,7 @@ from eval.predict.job import Job, PredictConfig, earlier_rows, model_problems, n
 from eval.predict.run import refuse_skips
 from eval.runs import PREDICTIONS
 from llava.imagechain.command import run_command
-from llava.imagechain.config import ConfigError, option, to_json
+from llava.imagechain.config import ConfigError, all_problems, option, to_json
 from llava.imagechain.files import JsonlAppender, read_json, sha256_json, sha256_model, write_jsonl
 from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import Run, run_manifest
@@ -112,7 +112,7 @@ def prepare(config: MementosConfig) -> MementosJob:
     except ConfigError as error:
         problems.append(str(error))
     if problems:
-        raise ConfigError("\n  - ".join(["nothing was predicted:", *problems]) if len(problems) > 1 else problems[0])
+        raise ConfigError(all_problems("nothing was predicted", problems))
     variant = get_variant(config.variant)
     showing = settle(
         variant, config.max_scenes, config.frames, config.earlier_text, config.question, config.answer

@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.mementos.data import DOMAINS
 from eval.runs import PREDICTIONS
+from llava.imagechain.config import all_problems
 from llava.imagechain.files import read_json, read_jsonl, sha256_json
 
 KEYWORDS = "keywords.jsonl"
@@ -113,7 +114,7 @@ def read_all(paths: Sequence[Path]) -> list[Predictions]:
     if len({path.resolve().parent for path in paths}) < len(paths):
         problems.append("each predictions file needs a folder of its own, found one folder twice")
     if problems:
-        raise ValueError("\n  - ".join(["the predictions cannot be used:", *problems]) if problems[1:] else problems[0])
+        raise ValueError(all_problems("the predictions cannot be used", problems))
     return found
 
 

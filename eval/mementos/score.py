@@ -21,7 +21,7 @@ from eval.mementos.graphs import Graph, load_graphs
 from eval.mementos.rows import Predictions, Row, read_all, read_answers, read_prompt, read_showing, run_file
 from eval.mementos.scoring import MODES, Score, normal, score
 from llava.imagechain.command import run_command
-from llava.imagechain.config import ConfigError, option, to_json
+from llava.imagechain.config import ConfigError, all_problems, option, to_json
 from llava.imagechain.files import write_jsonl
 from llava.imagechain.manifest import run_manifest
 
@@ -170,7 +170,7 @@ def prepare_graphs(benchmark: Benchmark) -> dict[str, dict[str, dict[str, Graph]
             continue
         found[name] = {"upstream": graphs, "strict": {kind: normal(graph) for kind, graph in graphs.items()}}
     if problems:
-        raise ConfigError("\n  - ".join(["the synonym graphs cannot be used:", *problems]))
+        raise ConfigError(all_problems("the synonym graphs cannot be used", problems))
     return found
 
 

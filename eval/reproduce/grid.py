@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.reproduce.published import MODELS, known_model
 from eval.runs import CONTROLS
-from llava.imagechain.config import ConfigError, nearest, option
+from llava.imagechain.config import ConfigError, all_problems, nearest, option
 from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.story import CONTEXTS, HUB_DATASET
 from llava.imagechain.variants import VARIANTS
@@ -206,7 +206,7 @@ def check(config: GridConfig) -> None:
     except ConfigError as error:
         problems.append(str(error))
     if problems:
-        raise ConfigError("\n  - ".join(["nothing was done:", *problems]) if len(problems) > 1 else problems[0])
+        raise ConfigError(all_problems("nothing was done", problems))
 
 
 def _missing_inputs(config: GridConfig) -> list[str]:
