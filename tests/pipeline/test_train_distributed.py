@@ -108,12 +108,7 @@ def test_ddp_trains_as_one_process_does_and_resumes_within_an_epoch(alone, tiny_
 
 
 def test_an_epoch_that_two_processes_cannot_share_evenly_trains_on_each_story_once(tiny_base, data, tmp_path):
-    more = (
-        "--max_steps",
-        "5",
-        "--limit",
-        "13",
-    )  # 5 of the second global batch of 8: one of them for the second process
+    more = ("--max_steps", "5", "--limit", "13")  # the second global batch has 5 of 8, one for the second process
     one = train(tiny_base, data, tmp_path / "one", *more, processes=1)
     two = train(tiny_base, data, tmp_path / "two", *more)
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
