@@ -20,7 +20,7 @@ import torch
 
 from llava.imagechain.compat import gathered
 from llava.imagechain.distributed import zero3_is_on
-from llava.imagechain.files import atomic_path, read_json, write_json
+from llava.imagechain.files import atomic_path, follow_umask, read_json, write_json
 from llava.imagechain.weights import name_in_files, read_tensors
 
 ADAPTER_CONFIG, NON_LORA = "adapter_config.json", "non_lora_trainables.bin"
@@ -182,6 +182,7 @@ def save_checkpoint(
         model.get_base_model().config.save_pretrained(str(path))
     else:
         model.save_pretrained(str(path), state_dict={**model.state_dict(), **state}, safe_serialization=True)
+    follow_umask(path)
     copy_tokenizer(path, tokenizer, base)
 
 

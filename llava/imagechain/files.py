@@ -45,6 +45,12 @@ def _umask() -> int:
     return mask
 
 
+def follow_umask(folder: Path | str) -> None:
+    """Let the user's umask say who may read a folder's weights: safetensors keeps its files to their owner."""
+    for file in Path(folder).glob("*.safetensors"):
+        file.chmod(0o666 & ~_umask())
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:

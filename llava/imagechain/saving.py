@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.imagechain.config import ConfigError, option
-from llava.imagechain.files import atomic_path, inside, read_json, write_json
+from llava.imagechain.files import atomic_path, follow_umask, inside, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +100,7 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
+        follow_umask(temporary)
         if path.exists():
             path.rename(old)
         try:

@@ -77,6 +77,16 @@ def test_every_checkpoint_is_complete(tmp_path, trained, tiny_llava):
     }
 
 
+def test_who_reads_a_folder_reads_its_weights(tmp_path, trained, tiny_llava):
+    from llava.imagechain.saving import new_folder
+
+    readable = (save(tmp_path / "run", trained, tiny_llava.full) / "config.json").stat().st_mode
+    assert (tmp_path / "run" / "adapter_model.safetensors").stat().st_mode == readable
+    with new_folder(tmp_path / "whole", overwrite=False) as folder:
+        (folder / "model.safetensors").touch(mode=0o600)
+    assert (tmp_path / "whole" / "model.safetensors").stat().st_mode == readable
+
+
 def test_an_adapter_names_a_relative_base_from_its_own_folder(tmp_path, trained, tiny_llava, monkeypatch):
     monkeypatch.chdir(tiny_llava.full.parent)
     path = save(tmp_path / "runs" / "a", trained, "full")
