@@ -67,7 +67,7 @@ make_environment() { # VERSION
 }
 
 alone=(tests/unit/test_model_*.py tests/unit/test_wrong_checkpoints.py
-  tests/unit/test_{mm_utils,conversation,trainer,checkpoint,saved_names,train_config,story,data,labels,prompts,features,variants}.py
+  tests/unit/test_{mm_utils,conversation,trainer,checkpoint,saved_names,train_config,story,data,labels,prompts,features,variants,media,merge_lora,export_hf}.py
   tests/pipeline/test_train.py)
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1

@@ -103,6 +103,7 @@ def test_a_bin_file_with_more_than_tensors_is_refused(copy_of_tiny_llava):
     assert torch.equal(load(folder)[1].state_dict()["lm_head.weight"], tensors["lm_head.weight"])
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_damaged_bin_file_is_read_or_refused_whatever_is_wrong_with_it(tmp_path, zipped):
     import random
@@ -220,7 +221,8 @@ def test_a_tensor_of_another_shape_is_named(copy_of_tiny_llava, caplog):
     file.write_text(json.dumps({**json.loads(file.read_text()), "intermediate_size": 64}))
     with caplog.at_level("WARNING"), pytest.raises(RuntimeError) as error:
         load(copy_of_tiny_llava.full)
-    assert "128, 64" in str(error.value) + caplog.text
+    shown = str(error.value) + caplog.text
+    assert "128, 64" in shown or "64, 128" in shown
 
 
 def test_a_towers_config_cannot_choose_code_to_be_fetched(copy_of_tiny_llava):
