@@ -57,11 +57,11 @@ def test_an_interrupted_run_ends_with_the_same_predictions(world, tmp_path):
         ["bash", "scripts/eval/predict.sh", *map(str, words)],
         cwd=ROOT, env={**ENVIRONMENT, "BATCH_SIZE": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.time() + 300
+    deadline = time.time() + 1800
     while not (path.is_file() and path.read_bytes().count(b"\n") >= 2) and time.time() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=1800)
     assert process.returncode == 130, error[-2000:]
     assert "run the same command again" in error
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "interrupted"

@@ -76,7 +76,7 @@ def finished(grid_file, tmp_path_factory):
     return output, subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
 
 
-def wait_for(happened, seconds=300):
+def wait_for(happened, seconds=1800):
     end = time.time() + seconds
     while not happened():
         assert time.time() < end

@@ -173,12 +173,12 @@ def test_an_interrupted_build_resumes_to_the_same_bytes(
     arguments = ["--annotations", annotations, "--videos", videos, "--output", output, "--num-workers", 1]
     command = ["bash", str(SCRIPT), *map(str, arguments)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1800
     while len(list(output.rglob("[!.]*.frames"))) < 5:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=1800)
     assert process.returncode == status
     if status == 130:
         assert "run the same command to resume" in errors and "Traceback" not in errors

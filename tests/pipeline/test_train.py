@@ -148,7 +148,7 @@ def test_an_interrupt_saves_and_the_same_command_goes_on_to_the_same_end(straigh
         if "training from step 0 to 10" in line:  # from here on an interrupt waits for the step's end
             break
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=400)
+    process.communicate(timeout=1800)
     assert process.returncode == 130
     assert json.loads((output / "run.json").read_text())["status"] == "interrupted"
     run(tiny_base, small_stories, output, *arguments)
