@@ -24,9 +24,8 @@ from llava.imagechain.manifest import run_manifest
 DEFAULT = "default"
 CONTEXT = "c2_6"
 METHOD = (
-    f"Trained on C2-7, tested on {column_title(CONTEXT)}. Gain: the setting minus the default, on the stories scored "
-    "in both; its interval is a bootstrap over videos, p an exact McNemar test over stories, not corrected for the "
-    "number of settings."
+    "Gain: the setting minus the default, on the stories scored in both; its interval is a bootstrap over videos, p an "
+    "exact McNemar test over stories, not corrected for the number of settings."
 )
 
 
@@ -47,15 +46,20 @@ def build_sheet(runs: Sequence[RunFolder], titles: dict[str, str]) -> Sheet:
         titles: Name of a run folder -> the changed setting in words; "default" where none is.
 
     Raises:
-        ValueError: A run has no title, or there is no default of its seed.
+        ValueError: A run has no title, there is no default of its seed, or the runs were trained on different contexts.
     """
     if nameless := [run.path.name for run in runs if run.path.name not in titles]:
         raise ValueError(f"titles: NAME=TITLE of every run was wanted, found none for {', '.join(nameless)}")
+    contexts = {str(run.train_context): run.path for run in runs}
+    if len(contexts) != 1:
+        found = ", ".join(f"{context} ({path})" for context, path in contexts.items()) or "no run"
+        raise ValueError(f"runs: one training context was wanted, found {found}")
+    trained_on = column_title(*contexts)
     defaults = {run.seed: run for run in runs if titles[run.path.name] == DEFAULT}
     several = len({run.seed for run in runs}) > 1
     rows: list[tuple[str, ...]] = []
     data: list[dict[str, Any]] = []
-    notes = [METHOD]
+    notes = [f"Trained on {trained_on}, tested on {column_title(CONTEXT)}. {METHOD}"]
     for run in runs:
         title, cell = titles[run.path.name], count(run.rows, CONTEXT)
         name = f"{title}, seed {run.seed}" if several else title
@@ -70,7 +74,7 @@ def build_sheet(runs: Sequence[RunFolder], titles: dict[str, str]) -> Sheet:
         rows.append((name, cell.rate_text(), cell.interval_text(), *more))
         data.append(entry)
     return Sheet(
-        title="Settings that the paper leaves open, changed one at a time",
+        title=f"Settings that the paper leaves open, changed one at a time in ImageChain trained on {trained_on}",
         columns=(
             "Setting",
             "SimRate, % (k/n)",
@@ -82,7 +86,7 @@ def build_sheet(runs: Sequence[RunFolder], titles: dict[str, str]) -> Sheet:
         ),
         rows=tuple(rows),
         notes=tuple(notes),
-        data={"rows": data, "notes": notes},
+        data={"train_context": next(iter(contexts)), "rows": data, "notes": notes},
     )
 
 

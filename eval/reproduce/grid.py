@@ -52,6 +52,10 @@ class GridConfig:
     mementos_predict: dict[str, Any] = option({}, help="further settings of eval.mementos.predict (YAML only)")
     keywords: dict[str, Any] = option({}, help="settings of eval.mementos.keywords (YAML only)")
     ablations: list[dict[str, Any]] = option([], help="settings changed one at a time (YAML only)")
+    ablation_context: str = option(
+        FULL_CONTEXT, help="training context of the ablations and of the default that they are compared with",
+        choices=list(CONTEXTS),
+    )  # fmt: skip
     feature_cache: bool = option(False, help="compute frame features once, shared by all cells")
     paper: bool = option(False, help="the stories are StoryFrames: the paper's numbers stand beside ours")
     gpus: list[str] = option([], help="GPUs to use, by number; by default all that nvidia-smi lists")
@@ -139,7 +143,7 @@ def cells_of(config: GridConfig, result: str) -> list[Cell]:
     if result == "figure5":
         contexts = [context for context in config.contexts if context in SHORT_CONTEXTS]
         return [cell for name in trained for context in contexts for cell in _cells(config, name, context)]
-    default = _cells(config, "imagechain", full[0])
+    default = _cells(config, "imagechain", config.ablation_context)
     return default + [dataclasses.replace(c, ablation=a) for a in ablations_of(config) for c in default]
 
 

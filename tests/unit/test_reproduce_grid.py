@@ -83,6 +83,17 @@ def test_an_ablation_changes_one_setting_of_training(tmp_path):
         assert len(differs) == 1
 
 
+@pytest.mark.parametrize(("name", "context"), [("paper", "c2_7"), ("world", "c2")])
+def test_ablations_and_their_default_are_trained_on_one_context(tmp_path, name, context):
+    config = grid(tmp_path, name, "ablations")
+    cells = cells_of(config, "ablations")
+    assert [cell.context for cell in cells] == [context] * (1 + len(config.ablations))
+    assert cells[0] in cells_of(config, "table2")  # the default is trained once
+    other = cells_of(dataclasses.replace(config, ablation_context="c3"), "ablations")
+    assert not {cell.name for cell in cells} & {cell.name for cell in other}
+    assert not {cell.training for cell in cells} & {cell.training for cell in other}
+
+
 def test_all_problems_are_told_at_once(tmp_path):
     config = GridConfig(output_dir=tmp_path, judge=Path("no-judge.yaml"), seeds=[1, 1], contexts=["c2"], train=3)
     with pytest.raises(ConfigError) as error:
