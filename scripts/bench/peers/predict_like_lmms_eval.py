@@ -29,7 +29,7 @@ def predict_like_lmms_eval(
         text = "".join(span.text for span in render(dialogue, prompt_format, tokenizer, for_generation=True))
         requests.append((len(tokenizer.encode(text, add_special_tokens=False)), text, row, story_id))
     whole_batch = model._encode_blocks
-    model._encode_blocks = lambda blocks: _run_tower(model, [frames for _, frames in blocks])
+    model._encode_blocks = lambda blocks, *_: _run_tower(model, [frames for _, frames in blocks])
     try:
         return {
             story_id: _predict(model, tokenizer, image_processor, text, build_dialogue(stories[row], variant), tokens)

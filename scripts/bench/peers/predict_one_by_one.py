@@ -24,7 +24,7 @@ def predict_one_by_one(
 ) -> dict[str, str]:
     """Return the text of each story by its id."""
     whole_batch = model._encode_blocks
-    model._encode_blocks = lambda blocks: [_run_tower(model, frames) for _, frames in blocks]
+    model._encode_blocks = lambda blocks, *_: [_run_tower(model, frames) for _, frames in blocks]
     try:
         return {
             story.story_id: _predict(model, tokenizer, image_processor, story, variant, prompt_format, tokens)
