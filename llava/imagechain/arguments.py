@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from llava.conversation import conv_templates
+from llava.imagechain.checkpoint import is_adapter
 from llava.imagechain.config import ConfigError, all_problems, nearest, read_yaml
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
@@ -30,6 +31,7 @@ from llava.imagechain.llava_json import json_problems
 from llava.imagechain.parts import trained_parts
 from llava.imagechain.quantized import bits_problems
 from llava.imagechain.reporting import reporting_problems
+from llava.imagechain.start import check_adapter
 from llava.imagechain.story import CONTEXTS, HUB_DATASET
 from llava.imagechain.upstream_flags import NOT_SUPPORTED, VERSIONS, refusal
 from llava.imagechain.variants import get_variant
@@ -56,7 +58,7 @@ def _setting(default: Any, help: str) -> Any:
 class ModelArguments:
     """What is trained."""
 
-    model_name_or_path: str | None = _setting(None, "folder of the LLaVA model to start from")
+    model_name_or_path: str | None = _setting(None, "folder of the LLaVA model, or of the adapter, to start from")
     version: str = _setting("vicuna_v1", "conversation template of the model")
     attn_implementation: str | None = _setting(None, "sdpa, eager or flash_attention_2; the best there is by default")
     lora_enable: bool = _setting(False, "train LoRA adapters in the language model instead of its weights")
@@ -350,11 +352,11 @@ def _value(groups: Groups, name: str) -> float:
 def _check_model(folder: Path, model: ModelArguments) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"model_name_or_path: {folder} is not a model folder (no config.json in it)"]
-    if (folder / "adapter_config.json").is_file():
-        return [f"model_name_or_path: {folder} is a LoRA folder; a whole model was wanted, such as the adapter's base"]
     try:
         config = read_json(folder / "config.json")
-    except ValueError as error:
+        if is_adapter(folder):
+            check_adapter(folder, model)
+    except (ValueError, FileNotFoundError) as error:
         return [f"model_name_or_path: {error}"]
     if not isinstance(config, dict):
         return [f"model_name_or_path: {folder}/config.json holds a {type(config).__name__}; settings were wanted"]

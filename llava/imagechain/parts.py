@@ -53,7 +53,7 @@ def prepare_model(model: Any, settings: Any) -> Any:
     ZeRO-3 wants it all in the type of its own pieces, and keeps the float32 copies itself.
 
     Args:
-        model: A LLaVA model.
+        model: A LLaVA model, or one in peft's whose adapter trains on.
         settings: `ModelArguments`.
 
     Returns:
@@ -62,7 +62,7 @@ def prepare_model(model: Any, settings: Any) -> Any:
     parts = trained_parts(settings)
     model.requires_grad_(False)
     model.config.use_cache = False
-    if settings.lora_enable:
+    if settings.lora_enable and not hasattr(model, "peft_config"):
         from peft import LoraConfig, get_peft_model
 
         # Paper section 5.3: r 128, alpha 256. The tower gets adapters only when asked (full-name pattern).

@@ -48,8 +48,12 @@ def find_start(groups: Groups, made_from: dict[str, str]) -> str | None:
         return None
     changes = changed_on_resume(before.get("config", {}), as_json(groups))
     earlier = before.get("made_from", made_from)
-    what = {"stories_sha256": "the stories have changed", "model_sha256": "the base model has changed"}
-    if changes := [*changes, *(text for key, text in what.items() if earlier.get(key) != made_from[key])]:
+    what = {
+        "stories_sha256": "the stories have changed",
+        "model_sha256": "the base model has changed",
+        "adapter_sha256": "the adapter to start from has changed",
+    }
+    if changes := [*changes, *(text for key, text in what.items() if earlier.get(key) != made_from.get(key))]:
         raise ConfigError(
             f"{folder} holds a run with other settings ({'; '.join(changes)}). Use the same settings to go on, another "
             "--output_dir, or --overwrite to start anew."

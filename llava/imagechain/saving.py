@@ -120,8 +120,13 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{path} exists; --overwrite replaces it, or give another folder")
 
 
-def find_base(checkpoint: Path, base: Path | None) -> Path:
+def find_base(checkpoint: Path, base: Path | None, advice: str = "give its folder with --base") -> Path:
     """Return the base model's folder of a LoRA folder: the given one, or the one the adapter names.
+
+    Args:
+        checkpoint: The LoRA folder.
+        base: The given one.
+        advice: What to do when it is not there.
 
     Raises:
         ConfigError: It is not there, or not a whole model.
@@ -132,7 +137,7 @@ def find_base(checkpoint: Path, base: Path | None) -> Path:
     if found is None:
         raise ConfigError(
             f"the base model of {checkpoint} is missing ({', '.join(map(str, tried)) or 'the adapter names none'}); "
-            "give its folder with --base"
+            f"{advice}"
         )
     if (found / "adapter_config.json").is_file():
         raise ConfigError(f"the base {found} is an adapter itself; merge that one first, then give the merged folder")

@@ -1,14 +1,18 @@
-"""What training starts from: a LLaVA folder, or a plain language model that gets its vision modules now."""
+"""What training starts from: a LLaVA folder, an adapter over one, or a language model that gets its tower now."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from llava.imagechain.checkpoint import ADAPTER_CONFIG, is_adapter, read_non_lora
+from llava.imagechain.config import ConfigError
 from llava.imagechain.decisions import asked_of, settle_decisions
-from llava.imagechain.files import read_json
+from llava.imagechain.files import read_json, sha256_model
+from llava.imagechain.parts import part_of, trained_parts
 from llava.imagechain.quantized import quantization_config
 
 # Settings that are keys of the model's config, and what LLaVA takes where a plain language model has none.
@@ -37,6 +41,7 @@ def load_model(groups: Any) -> Any:
             device=settings.device,
             dtype=dtype,
             attn_implementation=model_arguments.attn_implementation,
+            merge_adapter=False,
             quantization_config=quantization_config(
                 model_arguments.bits, dtype,
                 quant_type=model_arguments.quant_type, double_quant=model_arguments.double_quant,
@@ -56,6 +61,47 @@ def load_model(groups: Any) -> Any:
 def is_language_model(folder: str) -> bool:
     """Say whether a model folder has no vision tower yet."""
     return not read_json(Path(folder) / "config.json").get("mm_vision_tower")
+
+
+def check_adapter(folder: Path, model_arguments: Any) -> None:
+    """Check that a LoRA folder can train on: its base is there, it keeps its shape, and all it holds goes on training.
+
+    Raises:
+        ConfigError: With everything that is wrong.
+    """
+    from llava.imagechain.saving import find_base
+
+    find_base(folder, None, advice="put it there, or train on from the two merged (scripts/merge_lora.sh)")
+    adapter = read_json(folder / ADAPTER_CONFIG)
+    problems = []
+    if not model_arguments.lora_enable:
+        problems.append("lora_enable: false, but an adapter can only train on as one; scripts/merge_lora.sh merges it")
+    for name, key in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
+        if (wanted := getattr(model_arguments, name)) != adapter.get(key):
+            problems.append(f"{name}: {wanted}, but the adapter was made with {adapter.get(key)}")
+    if model_arguments.lora_vision_tower and "vision_tower" not in str(adapter.get("target_modules")):
+        problems.append("lora_vision_tower: the adapter has none in the tower")
+    still = {part_of(name) for name in read_non_lora(folder)} - trained_parts(model_arguments)
+    if still:
+        problems.append(f"{', '.join(sorted(still))}: trained with the adapter, but would be frozen now and be lost")
+    if problems:
+        raise ConfigError(f"{folder} is a LoRA folder; " + "; ".join(problems))
+
+
+def base_folder(folder: str) -> str:
+    """Return the whole model that a folder stands for: itself, or a LoRA folder's base."""
+    from llava.imagechain.saving import find_base
+
+    if not is_adapter(folder):
+        return folder
+    found = find_base(Path(folder), None)
+    return str(found) if Path(folder).is_absolute() else os.path.relpath(found)
+
+
+def identity(folder: str) -> dict[str, str]:
+    """Return the hashes of what a run starts from: the whole model, and the adapter when there is one."""
+    hashes = {"model_sha256": sha256_model(base_folder(folder))}
+    return hashes | ({"adapter_sha256": sha256_model(folder)} if is_adapter(folder) else {})
 
 
 def planned_config(model_arguments: Any, data: Any) -> Any:

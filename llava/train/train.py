@@ -25,10 +25,11 @@ from llava.imagechain.arguments import Groups, as_json, parse_arguments
 from llava.imagechain.config import ConfigError
 from llava.imagechain.distributed import end_process, leave_group
 from llava.imagechain.examples import Stories, make_examples, read_stories
-from llava.imagechain.files import sha256_json, sha256_model
+from llava.imagechain.files import sha256_json
 from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.resume import find_start
+from llava.imagechain.start import base_folder, identity
 from llava.imagechain.variants import Variant, get_variant
 
 logger = logging.getLogger("llava.train")
@@ -64,7 +65,7 @@ def train_or_plan(groups: Groups, variant: Variant | None) -> int:
     stories = read_stories(data, settings)
     made_from = {
         "stories_sha256": sha256_json([stories.train.ids, stories.train.texts()]),
-        "model_sha256": sha256_model(str(groups[0].model_name_or_path)),
+        **identity(str(groups[0].model_name_or_path)),
     }
     checkpoint = find_start(groups, made_from)
     if checkpoint == "finished":
@@ -109,7 +110,7 @@ def run_training(
     logger.info(format_table(table))
     trainer = make_trainer(
         model, settings, examples, evaluation,
-        tokenizer=loaded.tokenizer, base_dir=str(model_arguments.model_name_or_path),
+        tokenizer=loaded.tokenizer, base_dir=base_folder(str(model_arguments.model_name_or_path)),
         rates={"projector": model_arguments.mm_projector_lr, "vision tower": model_arguments.mm_vision_tower_lr},
     )  # fmt: skip
     if run:
