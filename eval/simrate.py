@@ -25,6 +25,7 @@ from eval.judge.asking import ask_pending, pending_rows, requests_of, why_unansw
 from eval.judge.cache import AnswerCache, cache_path
 from eval.judge.client import ServerError, check_server, check_url
 from eval.judge.cost import Cost, Spending, check_cost, estimate
+from eval.judge.kept import keep, kept_rows
 from eval.runs import JUDGMENTS, Prediction, read_predictions
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, all_problems, option, to_json
@@ -125,7 +126,7 @@ def read_sheets(config: SimRateConfig) -> list[Sheet]:
 def known_answers(
     config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], cache: AnswerCache
 ) -> collections.Counter[str]:
-    """Fill in all answers that need no call: by the judge itself, from judgments.jsonl, from the cache.
+    """Fill in all answers that need no call: by the judge itself, from judgments.jsonl or beside it, from the cache.
 
     Returns:
         How many came from `judgments` and from the `cache`, and how many rows have an answer of `others` only: of
@@ -135,16 +136,21 @@ def known_answers(
     # Who names no revision takes what is in the folder, of whichever revision.
     field = "key" if judge.settings.revision else "request"
     for sheet in sheets:
-        pairs = {row.pair_sha256 for row in sheet.rows}
+        pairs = {row.pair_sha256 for row in (*sheet.rows, *sheet.later)}
         wanted = {judge.key(row.reference, row.prediction): row for row in sheet.rows}
         known = wanted.keys() | {judge.key(row.reference, row.prediction) for row in sheet.later}
-        earlier = sheet.target
-        if config.resume and not config.overwrite and earlier.is_file():
-            for old in read_jsonl(earlier):
-                if (key := old.get(field, old.get("key"))) in known and isinstance(old.get("answer"), str):
-                    sheet.answers[str(key)] = old["answer"]
-                elif old.get("pair_sha256") in pairs and isinstance(old.get("answer"), str):
-                    counts["others"] += 1
+        earlier = read_jsonl(sheet.target) if sheet.target.is_file() and not config.overwrite else []
+        for old in earlier:
+            if not isinstance(old.get("answer"), str):
+                continue
+            if config.resume and (key := old.get(field, old.get("key"))) in known:
+                sheet.answers[str(key)] = old["answer"]
+            elif old.get("pair_sha256") in pairs:
+                sheet.leaving.append(old)
+        for old in kept_rows(sheet.target) if config.resume and not config.overwrite else ():
+            if (key := old.get(field, old.get("key"))) in known and isinstance(old.get("answer"), str):
+                sheet.answers.setdefault(str(key), old["answer"])
+        counts["others"] += len(sheet.leaving)
         if judge.settings.answers_from == "server":
             counts["judgments"] += len(wanted.keys() & sheet.answers.keys())
             cached = cache.get_many(wanted.keys() - sheet.answers.keys())
@@ -199,6 +205,8 @@ def judge_sheets(config: SimRateConfig, judge: Judge, sheets: Sequence[Sheet], c
             "server": server,
         }
         earlier = [_asked_before(config, sheet) for sheet in sheets]
+        for sheet in sheets:  # before judge_run.json forgets who gave them
+            keep(sheet.target, sheet.leaving, sheet.folder / JUDGE_RUN)
         runs = [stack.enter_context(_manifest(config, judge, sheet)) for sheet in sheets]
         for run, before in zip(runs, earlier, strict=True):
             run.record(expected=dataclasses.asdict(cost), known=dict(known), asked=[*before, *[asked] * bool(requests)])
@@ -234,7 +242,7 @@ def _print_plan(judge: Judge, sheets: Sequence[Sheet], cost: Cost, known: collec
     if judge.settings.answers_from == "server":
         line += f"; known: {known['judgments']:,} from {JUDGMENTS}, {known['cache']:,} from the cache"
     if known["others"]:
-        line += f"; {known['others']:,} answers of another judge, model, prompt or revision do not count"
+        line += f"; {known['others']:,} answers of another judge, model, prompt or revision do not count, and are kept"
     print(line)
 
 

@@ -26,12 +26,14 @@ class Sheet:
         target: The JSONL file that the answers go to.
         answers: Raw answers by request key.
         errors: By request key, why there is no answer.
+        leaving: Rows of `target` on these texts whose answers are another judge's (eval/judge/kept.py).
     """
 
     rows: Sequence[Any]
     target: Path
     answers: dict[str, str] = dataclasses.field(default_factory=dict)
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
+    leaving: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def written(self, judge: Judge, row: Any) -> dict[str, Any]:
         """Return the row of `target`, read from the raw answer."""

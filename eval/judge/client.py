@@ -30,6 +30,8 @@ CHECK_TIMEOUT_S = 15.0
 LONGEST_BACKOFF_S = 120.0
 # A server that fails this often in a row is down: the rest is left for the next run instead of being retried for hours.
 FAILURES_IN_A_ROW = 20
+# A token is a few characters; a server that sends more than this for each token asked for has ignored max_tokens.
+CHARACTERS_PER_TOKEN = 100
 # A model loaded from the Hugging Face cache is listed under a path that ends in its commit.
 SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
 
@@ -94,14 +96,14 @@ def check_url(base_url: str) -> None:
 def check_server(judge: Judge, probe: Request) -> dict[str, str]:
     """Make sure that the judge's server answers, before anything is asked or written.
 
-    The list of models is asked for; where a server has none to give, `probe` is asked instead.
-    A model that the server does not list is a warning only: several servers accept names that they do not list.
+    The list of models is asked for; where a server has none to give, or does not list the judge's model, `probe` is
+    asked. A model that is not listed but answers is a warning only: several servers accept such names.
 
     Returns:
         What the server says about its model: `revision`, `root` and `owned_by`, as far as it does.
 
     Raises:
-        ServerError: It does not answer, fails, or refuses the key.
+        ServerError: It does not answer, fails, or refuses the key or the model.
     """
     check_url(judge.settings.base_url)
     return asyncio.run(_check_server(judge.settings, probe))
@@ -130,10 +132,12 @@ async def _ask_all(
     secret = _secret(settings)
     answered = failures = 0
     stopped: str | None = None
+    too_long = False
+    longest = CHARACTERS_PER_TOKEN * settings.max_tokens
     waiting = collections.deque(requests)
 
     async def work() -> None:
-        nonlocal answered, failures, stopped
+        nonlocal answered, failures, stopped, too_long
         while waiting and not stopped:
             request, before = waiting.popleft(), answered
             reply = await _ask(client, settings, request, secret=secret)
@@ -145,7 +149,14 @@ async def _ask_all(
             else:
                 failures = 0
                 answered += 1
-                reply = dataclasses.replace(reply, answer=cache.put(request.key, reply.answer, settings.model))
+                if len(reply.answer) > longest and not too_long:
+                    too_long = True
+                    logger.warning(
+                        "an answer of %d characters to max_tokens %d: the server ignores it; of such answers the first "
+                        "%d are kept", len(reply.answer), settings.max_tokens, longest,
+                    )  # fmt: skip
+                kept = cache.put(request.key, reply.answer[:longest], settings.model)
+                reply = dataclasses.replace(reply, answer=kept)
             reason = on_reply(reply)
             if reply.hopeless:
                 reason = f"a call was refused: {reply.error}; {_to_check(settings)}"
@@ -243,7 +254,17 @@ async def _check_server(settings: JudgeSettings, probe: Request) -> dict[str, st
                     return {}
                 what_to_do = _to_check(settings) if reply.hopeless else "wait until it is healthy"
                 raise ServerError(f"{where} answers {reply.error}; {what_to_do}") from None
-        cards = {card["id"]: card for card in json.loads(response.text)["data"]}
+            cards = {card["id"]: card for card in json.loads(response.text)["data"]}
+            if cards and settings.model not in cards:
+                served = ", ".join(map(str, list(cards)[:5]))
+                reply = await _ask(client, settings, probe, secret=secret)
+                if reply.hopeless:
+                    raise ServerError(
+                        f"{where} lists {served} and refuses {settings.model!r} ({reply.error}); {_to_check(settings)}"
+                    )
+                logger.warning(
+                    "%s lists %s and not %r; if every call fails, pass --model", where, served, settings.model
+                )
     except APIStatusError:
         raise ServerError(
             f"{where} refuses the key: set the environment variable {settings.api_key_env} (it is "
@@ -258,9 +279,6 @@ async def _check_server(settings: JudgeSettings, probe: Request) -> dict[str, st
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ServerError(f"{where} answers, but not as an OpenAI-compatible server; check --base-url") from None
-    if cards and settings.model not in cards:
-        served = ", ".join(map(str, list(cards)[:5]))
-        logger.warning("%s lists %s and not %r; if every call fails, pass --model", where, served, settings.model)
     said = {
         name: _clean(value[:500], secret)
         for name in ("revision", "root", "owned_by")

@@ -27,12 +27,13 @@ from eval.judge.base import Judge, JudgeSettings, Verdict
 from eval.judge.cache import AnswerCache, cache_path
 from eval.judge.client import ServerError, check_server
 from eval.judge.cost import Cost, Spending, check_cost, estimate, price_of
+from eval.judge.kept import keep, kept_rows
 from eval.mementos import world_words
 from eval.mementos.answers import parse
-from eval.mementos.rows import KEYWORDS, KEYWORDS_RUN, Predictions, Row, read_all, read_answers
+from eval.mementos.rows import KEYWORDS, KEYWORDS_RUN, Predictions, Row, read_all
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, build_config, option, to_json
-from llava.imagechain.files import sha256_json, write_jsonl
+from llava.imagechain.files import read_jsonl, sha256_json, write_jsonl
 from llava.imagechain.locks import only_one
 from llava.imagechain.manifest import run_manifest
 
@@ -117,9 +118,16 @@ def problem_of(answer: str) -> str | None:
 
 
 def known_answers(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], cache: AnswerCache) -> None:
-    """Fill in what needs no call: by the grammar, from keywords.jsonl, from the cache."""
+    """Fill in what needs no call: by the grammar, from keywords.jsonl or beside it, from the cache."""
     for sheet in sheets:
         wanted = {extractor.key(row.reference, row.prediction): row for row in sheet.predictions.rows}
+        pairs = {row.pair_sha256 for row in sheet.predictions.rows}
+        earlier = read_jsonl(sheet.target) if sheet.target.is_file() and not config.overwrite else []
+        sheet.leaving = [
+            old for old in earlier
+            if isinstance(old.get("answer"), str) and old.get("pair_sha256") in pairs
+            and not (config.resume and old.get("key") in wanted)
+        ]  # fmt: skip
         if config.extractor == "grammar":
             for key, row in wanted.items():
                 if not any(world_words.extract(row.reference)):
@@ -130,7 +138,7 @@ def known_answers(config: KeywordsConfig, extractor: Judge, sheets: Sequence[She
                 sheet.answers[key] = world_words.answer(row.reference, row.prediction)
             continue
         if config.resume and not config.overwrite:
-            for old in read_answers(sheet.predictions).values():
+            for old in (*kept_rows(sheet.target), *earlier):
                 if old.get("key") in wanted and isinstance(old.get("answer"), str):
                     sheet.answers[old["key"]] = old["answer"]
         asked = {extractor.key(row.reference, row.prediction) for row in sheet.rows}
@@ -167,6 +175,8 @@ def extract(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], c
             **to_json(config), "settings": dataclasses.asdict(extractor.settings),
             "prompt_sha256": sha256_json(list(extractor.prompt)) if config.extractor == "openai" else None,
         }  # fmt: skip
+        for sheet in sheets:  # before keywords_run.json forgets who gave them
+            keep(sheet.target, sheet.leaving, sheet.predictions.folder / KEYWORDS_RUN)
         runs = [
             stack.enter_context(
                 run_manifest(
@@ -182,8 +192,8 @@ def extract(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], c
         unscored = 0
         for sheet, run in zip(sheets, runs, strict=True):
             rows = [sheet.written(extractor, row) for row in sheet.rows]
-            keep = answered(extractor, sheet)
-            write_jsonl(sheet.target, keep + [row for row in rows if row["answer"] is None])
+            unanswered = [row for row in rows if row["answer"] is None]
+            write_jsonl(sheet.target, [*answered(extractor, sheet), *unanswered])
             counts = summary(sheet, rows)
             unscored += counts["unanswered"]
             run.record(summary=counts, stopped=stopped, calls=spending.facts())

@@ -266,6 +266,50 @@ def test_judgments_with_rows_missing_or_foreign_are_completed(tmp_path, server, 
     assert len(server.asked) == 3 + 2
 
 
+def refused(handler, text, number):
+    handler.send(404, {"error": "no such model"})
+    return True
+
+
+def test_a_mistyped_model_is_refused_before_anything_is_written(tmp_path, server, judge_run, capsys):
+    predictions(tmp_path / "run", ["same", "other"])
+    judge_run("--cache", "off")
+    files = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    server.behave = refused
+    assert judge_run("--cache", "off", model="judge-modle")[0] == 2
+    assert "lists judge-model and refuses 'judge-modle'" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == files
+
+
+@pytest.mark.parametrize("resume", [(), ("--no-resume",)])
+def test_answers_of_an_earlier_judge_stay_beside_those_of_a_judge_that_refuses(tmp_path, server, judge_run, resume):
+    predictions(tmp_path / "run", ["same", "other"])
+    _, before = judge_run("--cache", "off")
+    server.models = {"data": [{"id": MODEL}, {"id": "org/second model"}]}
+    server.behave = refused
+    status, rows = judge_run("--cache", "off", "--limit", "1", *resume, model="org/second model")
+    assert (status, rows) == (1, [])  # nothing that another judge said passes for this one's
+    [kept] = (tmp_path / "run").glob("judgments-*.jsonl")
+    assert kept.name.startswith("judgments-simrate-judge-model-")
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == before
+    server.behave = None
+    assert judge_run("--cache", "off", model="org/second model")[0] == 0
+    asked = len(server.asked)
+    assert judge_run("--cache", "off") == (0, before)
+    assert judge_run("--cache", "off", model="org/second model")[0] == 0
+    assert len(server.asked) == asked and len(list((tmp_path / "run").glob("judgments-*.jsonl"))) == 2
+    assert len(kept.read_text().splitlines()) == 2  # nothing is kept twice
+
+
+def test_of_an_endless_answer_the_beginning_is_kept_and_said_once(tmp_path, server, judge_run, caplog):
+    predictions(tmp_path / "run", ["same", "other"])
+    server.answer = lambda text: "Yes " * 10_000
+    status, rows = judge_run()
+    assert (status, [len(row["answer"]) for row in rows]) == (0, [800, 800])
+    assert [row["verdict"] for row in judge_run()[1]] == ["yes", "yes"] and len(server.asked) == 2
+    assert caplog.text.count("an answer of 40000 characters to max_tokens 8") == 1
+
+
 # What it costs, and who answered
 
 
@@ -355,7 +399,9 @@ def test_answers_of_another_revision_are_not_used(tmp_path, server, judge_run, m
     monkeypatch.delenv("JUDGE_REVISION")
     judge_run("--cache", "off")  # no revision named: what is in the folder does
     assert len(server.asked) == 2
-    judge_run("--cache", "off", "--revision", "two")
+    judge_run("--cache", "off", "--revision", "two")  # kept beside judgments.jsonl
+    assert len(server.asked) == 2
+    judge_run("--cache", "off", "--revision", "three")
     assert len(server.asked) == 3
 
 

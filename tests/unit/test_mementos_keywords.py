@@ -128,6 +128,16 @@ def cells(table, words="behaviours", mode="upstream"):
 SAME = {"cmc_1": "A bear pulls.", "cmc_2": "A cat runs.", "rw_1": "Two men sit.", "rw_2": "A boy jumps."}
 
 
+def test_another_extractor_s_answers_stay_beside_and_count_when_it_comes_back(tmp_path, server, extract):
+    run = write_run(tmp_path / "run", SAME)
+    _, before = extract(run, flags=["--cache", "off"])
+    assert extract(run, flags=["--cache", "off", "--model", "another"])[1] != before
+    [kept] = run.glob("keywords-*.jsonl")
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == before
+    asked = len(server.asked)
+    assert extract(run, flags=["--cache", "off"]) == (0, before) and len(server.asked) == asked
+
+
 def test_scores_are_means_over_samples_and_a_second_run_asks_nothing(tmp_path, server, extract):
     run = write_run(tmp_path / "run", SAME)
     write_data(tmp_path / "data")
