@@ -147,6 +147,15 @@ def test_zero3_trains_in_bfloat16_as_the_paper_s_settings_say(alone, tiny_base, 
 
 @needs_deepspeed
 @pytest.mark.slow
+def test_zero3_trains_on_from_an_adapter_as_one_process_does(alone, data, tmp_path):
+    one = train(alone, data, tmp_path / "one", "--max_steps", "3", processes=1)
+    two = train(alone, data, tmp_path / "two", "--max_steps", "3", *zero("zero3", tmp_path))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert_close(two, one)
+
+
+@needs_deepspeed
+@pytest.mark.slow
 def test_zero3_saves_a_whole_model_frozen_tower_included(tiny_base, data, tmp_path):
     more = ("--lora_enable", "false", "--learning_rate", "1e-3", "--max_steps", "3")
     output = train(tiny_base, data, tmp_path / "run", *zero("zero3", tmp_path), *more)
