@@ -47,8 +47,12 @@ def resample(by_cluster: np.ndarray, statistic: Statistic, seed: int) -> np.ndar
     generator, count = np.random.default_rng(seed), len(by_cluster)
     size = max(1, LARGEST_DRAW // count)
     sizes = [min(size, REPLICATES - start) for start in range(0, REPLICATES, size)]
-    draws = (generator.integers(count, size=(size, count)) for size in sizes)
-    return np.concatenate([statistic(by_cluster[drawn].sum(axis=1)) for drawn in draws])
+    found = []
+    for size in sizes:
+        drawn = generator.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
+        found.append(statistic(times @ by_cluster))
+    return np.concatenate(found)
 
 
 def clustered_interval(values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0) -> tuple[float, float]:

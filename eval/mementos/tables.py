@@ -59,6 +59,8 @@ def cell(samples: Sequence[Scored], mode: str, kind: str, seed: int) -> Cell:
     means = {
         name: 100 * sum(getattr(one, name) for one in found) / len(found) for name in ("recall", "precision", "f1")
     }
+    if len(found) < 2:  # one sample says nothing about others
+        return Cell(n=len(found), **means)
     low, high = clustered_interval([one.f1 for one in found], range(len(found)), seed)
     return Cell(n=len(found), low=100 * low, high=100 * high, **means)
 

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.mementos.score import Scored
 from eval.mementos.scoring import Score, is_synonym, normal, rewrite, score
+from eval.mementos.tables import cell
 
 GRAPH = {
     "add": {"": ["add"]},
@@ -137,3 +139,13 @@ def test_without_synonyms_strict_is_the_comparison_of_sets(reference, prediction
     if wanted and said:
         assert found.recall == pytest.approx(len(wanted & said) / len(wanted))
         assert found.precision == pytest.approx(len(wanted & said) / len(said))
+
+
+def test_a_single_sample_has_no_interval():
+    found = Score(recall=1, precision=1, f1=1)
+    samples = [
+        Scored(sample_id=name, domain="comics", status="scored", scores={"strict": {"action": found}}) for name in "ab"
+    ]
+    alone, two = (cell(some, "strict", "action", 0) for some in (samples[:1], samples))
+    assert (alone.shown(), alone.interval()) == ("100.00 (n=1)", "")
+    assert two.interval() == "100.0 to 100.0"
