@@ -123,7 +123,8 @@ make_command() {
 
 # find_revision: set `revision`, the commit that the Hugging Face cache holds, with the quantization.
 find_revision() {
-  local hub="${HF_HUB_CACHE:-${HF_HOME:-~/.cache/huggingface}/hub}" ref
+  local home=~ hub ref # between quotes ~ would stay ~
+  hub="${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$home/.cache}/huggingface}/hub}"
   ref="$hub/models--${MODEL//\//--}/refs/${REVISION:-main}"
   revision=$REVISION
   [[ ! -f "$ref" ]] || revision=$(<"$ref")

@@ -129,13 +129,15 @@ def test_a_command_finds_the_server_in_its_environment_and_leaves_none_behind(wo
 
 
 def test_the_key_is_random_and_secret_and_the_revision_is_the_commit_on_disk(work):
-    reference = work / "hub" / "hub" / "models--a--judge" / "refs" / "main"
-    reference.parent.mkdir(parents=True)
-    reference.write_text("0123abc")
+    for hub, commit in (("hub/hub", "0123abc"), (".cache/huggingface/hub", "4567def")):
+        reference = work / hub / "models--a--judge" / "refs" / "main"
+        reference.parent.mkdir(parents=True)
+        reference.write_text(commit)
     keys = set()
-    for quantization, revision in (("", "0123abc"), ("fp8", "0123abc+fp8")):
+    at_home = {"HOME": str(work), "HF_HOME": "", "XDG_CACHE_HOME": ""}
+    for quantization, revision, places in (("", "0123abc", {}), ("fp8", "4567def+fp8", at_home)):
         job = ["sh", "-c", 'printf "%s" "$JUDGE_API_KEY" > key_of_the_job; echo "$JUDGE_REVISION"']
-        status, out, err = serve(work, "--", *job, QUANTIZATION=quantization)
+        status, out, err = serve(work, "--", *job, QUANTIZATION=quantization, **places)
         key = (work / "key").read_text()
         assert (status, out, len(key), (work / "key_of_the_job").read_text()) == (0, revision + "\n", 64, key)
         assert key not in err + (work / "argv.json").read_text() + (work / "state" / "server.log").read_text()
