@@ -46,7 +46,7 @@ class BiasConfig:
     """Settings of eval.judge_bias."""
 
     stories: str = option(help="StoryFrames folder, or the published dataset's name")
-    judge: str = option("simrate", help="world, simrate, mock, or your own judge folder (its parser.py is RUN)")
+    judge: str = option("simrate", help="world, simrate, mock, or your own judge folder (its parser.py is run)")
     output_dir: Path = option(help="folder for the pairs, their judgments and bias.md, .csv, .tex, .json")
     split: str = option("validation", help="split of the stories", choices=list(SPLIT_FOLDERS))
     context: str = option("c2_7", help="numbers of scenes of the stories", choices=list(CONTEXTS))
