@@ -65,6 +65,7 @@ class RunFolder:
     seed: int | None = None  # training seed of the checkpoint; None for a base model
     unusable: int = 0  # rows of predictions.jsonl that are malformed or repeat an id
     mixed: bool = False  # its judgments are of several judges
+    mementos: bool = False  # its rows are image sequences of a domain of Mementos, no stories
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -113,14 +114,16 @@ def by_cell(runs: Sequence[RunFolder], key: Callable[[RunFolder], Hashable]) -> 
     """Group runs by the table cells that they fill; the runs of one cell are seeds of one training, in their order.
 
     Raises:
-        ValueError: An unknown variant or control, or two runs of a cell that no seed tells apart.
+        ValueError: A run on Mementos, an unknown variant or control, or two runs of a cell that no seed tells apart.
     """
     found: dict[Any, list[RunFolder]] = {}
     for run in runs:
+        if run.mementos:
+            raise ValueError(f"{run.path}: predictions about stories were wanted, found a run on Mementos (Table 3)")
         if run.variant not in VARIANTS or (run.control is not None and run.control not in CONTROLS):
             raise ValueError(
                 f"{run.path}: one of {', '.join(VARIANTS)} and no control or one of {', '.join(CONTROLS)} was wanted, "
-                f"found {run.variant!r} and {run.control!r}"
+                f"found {run.variant!r} and {run.control!r}; scripts/eval/compare.sh takes any two run folders"
             )
         others = found.setdefault(key(run), [])
         for other in others:
@@ -138,7 +141,7 @@ def read_predictions(path: Path) -> tuple[list[Prediction], list[dict[str, Any]]
 
     Returns:
         The usable rows, the others as {"id", "reason"}, and what all rows share (variant, train_context, control,
-        seed).
+        seed, mementos).
 
     Raises:
         ValueError: No row, a malformed line, or rows of several runs in one file.
@@ -150,19 +153,20 @@ def read_predictions(path: Path) -> tuple[list[Prediction], list[dict[str, Any]]
     for raw in raw_rows:
         story_id = raw.get("id")
         if reason := _wrong(raw):
-            skipped.append({"id": _storable(story_id) if isinstance(story_id, str) else None, "reason": reason})
+            skipped.append({"id": storable(story_id) if isinstance(story_id, str) else None, "reason": reason})
         elif story_id in rows:
             skipped.append({"id": story_id, "reason": "the id was met before; the first row counts"})
         else:
             rows[str(story_id)] = Prediction(
                 story_id=str(story_id),
                 num_scenes=raw["num_scenes"],
-                prediction=_storable(raw["prediction"]),
-                reference=_storable(raw["reference"]),
+                prediction=storable(raw["prediction"]),
+                reference=storable(raw["reference"]),
                 dropped_scenes=raw.get("dropped_scenes") or 0,
                 video_name=raw.get("video_name") or None,
             )
             kind = {name: raw.get(name) for name in ("variant", "train_context", "control", "seed")}
+            kind["mementos"] = isinstance(raw.get("domain"), str)
             shared += [kind] if kind not in shared else []
     if not rows:
         why = f" (first: {skipped[0]['reason']})" if skipped else ""
@@ -178,7 +182,7 @@ def _wrong(raw: dict[str, Any]) -> str | None:
     optional = {"train_context": str, "control": str, "video_name": str, "seed": int, "dropped_scenes": int}
     for name, kind in (wanted | optional).items():
         value = raw.get(name)
-        if name not in ("prediction", "reference") and isinstance(value, str) and _storable(value) != value:
+        if name not in ("prediction", "reference") and isinstance(value, str) and storable(value) != value:
             return f"{name}: whole characters were wanted, found {value!r}"
         if (name in optional and value is None) or (isinstance(value, kind) and not isinstance(value, bool)):
             continue
@@ -187,7 +191,7 @@ def _wrong(raw: dict[str, Any]) -> str | None:
     return None
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Replace half characters (JSON can carry them, files in UTF-8 cannot)."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -205,7 +209,7 @@ def read_run(folder: Path) -> RunFolder:
     by_id = {row["id"]: row for row in judgments if isinstance(row.get("id"), str)}
     run_json = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     config = run_json.get("config", {}) if isinstance(run_json, dict) else {}
-    names = sorted({str(row["judge"]) for row in judgments if row.get("judge")})
+    names = sorted({storable(str(row["judge"])) for row in judgments if row.get("judge")})
     skipped = folder / "skipped.jsonl"
     return RunFolder(
         path=folder,
@@ -213,13 +217,14 @@ def read_run(folder: Path) -> RunFolder:
         train_context=shared["train_context"],
         control=shared["control"],
         rows=tuple(_judged(row, by_id.get(row.story_id)) for row in predictions),
-        judge=" and ".join(names) + _asked(folder) if names else None,
+        judge=" and ".join(names) + storable(_asked(folder)) if names else None,
         stories=str(config["stories"]) if isinstance(config, dict) and config.get("stories") else None,
         skipped=len(read_jsonl(skipped)) if skipped.is_file() else 0,
         finished=not isinstance(run_json, dict) or run_json.get("status", "success") == "success",
         seed=shared["seed"],
         unusable=len(unusable),
         mixed=len(names) > 1,
+        mementos=shared["mementos"],
     )
 
 
@@ -244,8 +249,8 @@ def _judged(row: Prediction, judgment: dict[str, Any] | None) -> Judged:
         row=row,
         verdict=verdict if verdict in ("yes", "no") else None,
         parsed=judgment.get("parsed") is True,
-        answer=judgment.get("answer") if isinstance(judgment.get("answer"), str) else None,
-        error=judgment.get("error") if isinstance(judgment.get("error"), str) else None,
+        answer=storable(judgment["answer"]) if isinstance(judgment.get("answer"), str) else None,
+        error=storable(judgment["error"]) if isinstance(judgment.get("error"), str) else None,
     )
 
 

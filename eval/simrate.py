@@ -108,6 +108,9 @@ def read_sheets(config: SimRateConfig) -> list[Sheet]:
     sheets: list[Sheet] = []
     problems: list[str] = []
     for path in config.predictions:
+        if path.parent.is_file():
+            problems.append(f"{path.parent} is a file; its run folder {path.parent.parent} was wanted")
+            continue
         try:
             rows, skipped, _ = read_predictions(path)
         except (OSError, ValueError) as error:

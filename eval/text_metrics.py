@@ -276,6 +276,8 @@ def make_table(config: TextMetricsConfig) -> None:
     """Measure, write and print the table."""
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score's remark about its tokenizer
     refuse_run_folder(config.output_dir)
+    if len({path.resolve() for path in config.runs}) < len(config.runs):
+        raise ConfigError("--runs: each run once was wanted, found one of the folders twice")
     runs = read_runs(config.runs)
     inputs = [path for run in runs for path in run.files]
     with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="text_metrics_run.json"):

@@ -16,7 +16,7 @@ from eval.agreement.kappa import Agreement, Rater, compare
 from eval.agreement.labels import named_files
 from eval.agreement.sample import Item
 from eval.agreement.table import agreement_sheet
-from eval.runs import PREDICTIONS, read_predictions
+from eval.runs import PREDICTIONS, read_predictions, storable
 from eval.tables.files import to_markdown, write_tables
 from llava.imagechain.command import run_command
 from llava.imagechain.config import option, to_json
@@ -54,7 +54,7 @@ def read_judgments(files: Sequence[tuple[str | None, Path]]) -> Judgments:
     for given, path in files:
         rows = read_jsonl(path)
         scored = [
-            (item, row["verdict"] == "yes", str(row.get("judge") or path.stem))
+            (item, row["verdict"] == "yes", storable(str(row.get("judge") or path.stem)))
             for row in rows
             if row.get("verdict") in ("yes", "no") and (item := _item(row))
         ]
@@ -102,9 +102,10 @@ def report(config: JudgesConfig) -> None:
     files = named_files(config.judgments, "judgments")
     judgments = read_judgments(files)
     if len(judgments.judges) < 2:
+        notes = "".join(f" {note}" for note in judgments.notes if "have no verdict" in note)
         raise ValueError(
             f"verdicts of two judges were wanted, found {[judge.name for judge in judgments.judges]}; files of "
-            "different judges that call themselves the same are told apart by NAME=FILE"
+            f"different judges that call themselves the same are told apart by NAME=FILE.{notes}"
         )
     agreements = compare_judges(judgments, config.seed)
     if not any(one.n for one in agreements):

@@ -125,6 +125,10 @@ def make_report(config: ImportConfig) -> None:
     files = named_files(config.labels, "labels")
     key = read_key(config.key)
     people, skipped = read_people(files, key)
+    if not any(person.labels for person in people):
+        reasons = Counter(row["reason"] for row in skipped).most_common(3)
+        why = "; ".join(f"{count} rows do not count: {reason}" for reason, count in reasons)
+        raise ValueError(f"labels yes or no were wanted in the column 'label', found none ({why or 'no row'})")
     judgments, judged = judgments_of(config, key)
     inputs = [config.key, *(path for _, path in files), *judged]
     with run_manifest(config.output_dir, config=to_json(config), inputs=inputs, name="agreement_run.json"):

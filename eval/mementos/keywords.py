@@ -198,6 +198,11 @@ def extract(config: KeywordsConfig, extractor: Judge, sheets: Sequence[Sheet], c
             unscored += counts["unanswered"]
             run.record(summary=counts, stopped=stopped, calls=spending.facts())
             print(f"{sheet.predictions.folder}: {_listed(counts)} -> {sheet.target}")
+            if counts["unparsed"] > sum(row["answer"] is not None for row in rows) / 2:
+                logger.warning(
+                    "%s: most answers are not the four lists that were asked for; read them in %s",
+                    sheet.predictions.folder, sheet.target.name,
+                )  # fmt: skip
     if unscored:
         reason = why_unanswered(sheets, stopped)
         logger.error("%d rows have no answer%s; run the same command again to ask for them only", unscored, reason)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.mementos.data import DOMAINS
-from eval.runs import PREDICTIONS
+from eval.runs import PREDICTIONS, storable
 from llava.imagechain.config import all_problems
 from llava.imagechain.files import read_json, read_jsonl, sha256_json
 
@@ -75,10 +75,12 @@ def read_predictions(path: Path) -> Predictions:
             reason = f"{other}: {OPTIONAL[other].__name__} or null was wanted, found {type(raw[other]).__name__}"
         elif raw["domain"] not in DOMAINS:
             reason = f"domain: one of {', '.join(DOMAINS)} was wanted, found {raw['domain']!r}"
+        elif storable(raw["id"]) != raw["id"]:
+            reason = f"id: whole characters were wanted, found {raw['id']!r}"
         elif sample_id in rows:
             reason = "the id was met before; the first row counts"
         else:
-            texts = {name: raw[name].encode("utf-8", "replace").decode("utf-8") for name in TEXTS}
+            texts = {name: storable(raw[name]) for name in TEXTS}
             rows[str(sample_id)] = Row(
                 sample_id=texts["id"], domain=texts["domain"],
                 prediction=texts["prediction"], reference=texts["reference"],
@@ -86,7 +88,7 @@ def read_predictions(path: Path) -> Predictions:
             kind = (raw["variant"], raw.get("train_context"), raw.get("seed"))
             shared += [kind] if kind not in shared else []
             continue
-        skipped.append({"id": sample_id if isinstance(sample_id, str) else None, "reason": reason})
+        skipped.append({"id": storable(sample_id) if isinstance(sample_id, str) else None, "reason": reason})
     if not rows:
         raise ValueError(f"{path}: rows made by eval.mementos.predict were wanted, found none")
     if len(shared) > 1:

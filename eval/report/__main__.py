@@ -248,6 +248,8 @@ def _csp_hash(text: str) -> str:
 
 def make_report(config: ReportConfig) -> None:
     """Write the page."""
+    if config.output.is_dir():
+        raise ValueError(f"--output: a file such as {config.output / 'report.html'} was wanted, found a folder")
     runs = read_runs(config.runs)
     table = build_table(runs, train_context=config.train_context, paper=config.paper)
     stories = load_stories(config.stories, config.split)

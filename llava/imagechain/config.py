@@ -73,7 +73,13 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None, *, prog
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(config_class, program, description)
-    values = vars(parser.parse_args(arguments))
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [f"--{_flag(field)}" for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+        first = next((word for word in unknown if word.startswith("--")), "").partition("=")[0].replace("_", "-")
+        hint = f" (did you mean {close[0]}?)" if (close := difflib.get_close_matches(first, flags, n=1)) else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    values = vars(parsed)
     files = values.pop("config", None) or []
     try:
         return build_config(config_class, [*[read_yaml(path) for path in files], values], parse_text=True)

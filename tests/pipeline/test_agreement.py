@@ -198,8 +198,9 @@ PREDICTIONS = "runs/mllm/predictions.jsonl"
         (["import", "--key", PREDICTIONS, "--output-dir", "r", "--labels", MLLM], "Give the key of this very export"),
         (["judges", "--output-dir", "r", "--judgments", MLLM, IMAGECHAIN], "verdicts of two judges were wanted"),
         (
-            ["judges", "--output-dir", "r", "--judgments", PREDICTIONS, PREDICTIONS],
-            "verdicts of two judges were wanted",
+            ["judges", "--output-dir", "r", "--judgments", f"a={MLLM}", f"b={PREDICTIONS}"],
+            "found ['a']; files of different judges that call themselves the same are told apart by NAME=FILE. "
+            f"12 rows of {PREDICTIONS} have no verdict",
         ),
         (["judges", "--output-dir", "r", "--judgments", MLLM, "runs/mllm/other.jsonl"], "both Yes and No to the same"),
         ([*EXPORT[:1], "--stories", "runs", *EXPORT[3:]], "holds no validation stories"),

@@ -1,7 +1,9 @@
 """labels.csv: no cell is a formula, and what a spreadsheet made of the file is read back or listed with a reason."""
 
 import csv
+import dataclasses
 import io
+import json
 import re
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from eval.agreement.export import labels_csv, safe_cell
 from eval.agreement.labels import named_files, read_labels
+from eval.agreement.report import main
 from eval.agreement.sample import KeyRow, texts_sha256
 
 TEXTS = {
@@ -139,3 +142,13 @@ def test_files_may_be_named_and_missing_ones_are_all_told(tmp_path):
     assert named_files([f"anna={tmp_path / 'a=b.csv'}"], "labels") == [("anna", tmp_path / "a=b.csv")]
     with pytest.raises(ValueError, match=r"x\.csv is no file(.|\n)*y\.csv is no file"):
         named_files(["x.csv", "bob=y.csv"], "labels")
+
+
+def test_a_report_without_any_label_is_refused_with_the_reasons(tmp_path, key, capsys):
+    (tmp_path / "key.jsonl").write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in key.values()))
+    (tmp_path / "anna.csv").write_text(filled(["", "", "perhaps"]))
+    arguments = ["--key", tmp_path / "key.jsonl", "--labels", tmp_path / "anna.csv", "--output-dir", tmp_path / "out"]
+    assert main(list(map(str, arguments))) == 2
+    error = capsys.readouterr().err
+    assert "found none (2 rows do not count: empty label; 1 rows do not count: label 'perhaps' is neither" in error
+    assert not (tmp_path / "out").exists()

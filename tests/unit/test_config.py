@@ -42,6 +42,20 @@ def test_an_unknown_key_names_the_nearest_known_one():
         build_config(Settings, [{"stories": "x", "epoch": 3}])
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3 (did you mean --epochs?)"),
+        (["--no_resum=x"], "(did you mean --resume?)"),
+        (["stray", "--stories", "s"], "unrecognized arguments: stray\n"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest_known_one(capsys, argv, message):
+    with pytest.raises(SystemExit) as exit_info:
+        parse(*argv)
+    assert exit_info.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_all_problems_are_in_one_message(capsys):
     with pytest.raises(SystemExit) as exit_info:
         parse("--epochs", "2.5", "--variant", "imagechian")

@@ -175,19 +175,22 @@ def test_a_description_cannot_open_a_text_of_its_own(tmp_path, server, extract):
     assert len(sent.splitlines()) == 4
 
 
-def test_unparsed_answers_are_counted_listed_and_left_out(tmp_path, server, extract):
+def test_unparsed_answers_are_counted_listed_and_left_out(tmp_path, server, extract, caplog):
     run = write_run(tmp_path / "run", SAME)
     write_data(tmp_path / "data")
     usual = server.answer
     server.answer = lambda one, two: "Désolé, je ne peux pas." if "cat" in two else usual(one, two)
     status, rows = extract(run)
     assert status == 0 and [row["id"] for row in rows if row["problem"]] == ["cmc_2"]
+    assert "not the four lists" not in caplog.text
     _, table = scored(tmp_path, run)
     assert cells(table)["comics"]["n"] == 1 and cells(table)["comics"]["unparsed"] == 1
     listed = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert [(row["id"], "Désolé" in row["reason"]) for row in listed if row["status"] == "unparsed"] == [
         ("cmc_2", True)
     ]
+    server.answer = lambda one, two: "Désolé."
+    assert extract(run, flags=["--overwrite", "--cache", "off"])[0] == 0 and "not the four lists" in caplog.text
 
 
 def test_failed_calls_leave_samples_unscored_and_are_asked_again(tmp_path, server, extract, caplog):
@@ -235,6 +238,12 @@ def test_duplicated_missing_and_foreign_rows_are_counted(tmp_path, extract, capl
     assert cells(table)["overall"]["n"] == 3
     assert [cells(table)["overall"][status] for status in ("missing", "foreign")] == [1, 1]
     assert "Rows of predictions.jsonl that cannot be used: ImageChain 2." in table["notes"]
+
+
+def test_an_id_of_half_characters_is_left_out(tmp_path, extract, caplog):
+    run = write_run(tmp_path / "run", {**SAME, "cmc_\ud800": "A bear pulls."})
+    assert len(extract(run)[1]) == 4
+    assert "row cmc_? is left out: id: whole characters were wanted, found 'cmc_\\ud800'" in caplog.text
 
 
 def test_predictions_of_another_dataset_are_refused(tmp_path, extract, capsys):

@@ -258,11 +258,12 @@ def test_another_story_of_the_same_id_is_never_shown_for_the_predicted_one(tmp_p
     assert "holds none of the 1 predicted stories" in capsys.readouterr().err
 
 
-def test_an_output_that_cannot_be_written_is_an_error_without_traceback(tmp_path):
+def test_a_folder_as_output_is_refused_before_any_work(tmp_path, capsys):
     stories = make_stories(tmp_path / "sf", {"s": (2, "t", picture())})
     run = make_run(tmp_path / "r", [("s", 2, "p", "yes", "Yes")])
     arguments = ["--stories", str(stories), "--runs", str(run), "--output", str(tmp_path / "sf")]
-    assert report.main(arguments) == 2
+    assert report.main(arguments) == 2 and not (tmp_path / "report_run.json").exists()
+    assert f"a file such as {tmp_path / 'sf' / 'report.html'} was wanted" in capsys.readouterr().err
 
 
 def test_missing_stories_are_an_error(tmp_path, capsys):

@@ -508,3 +508,10 @@ def test_help_is_light():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
+
+
+def test_the_predictions_file_in_place_of_its_folder_is_named(tmp_path, capsys):
+    predictions(tmp_path / "run", ["same"])
+    path = tmp_path / "run" / "predictions.jsonl"
+    assert simrate.main(["--predictions", str(path / "predictions.jsonl"), "--judge", "mock"]) == 2
+    assert f"{path} is a file; its run folder {tmp_path / 'run'} was wanted" in capsys.readouterr().err

@@ -366,6 +366,26 @@ def test_rows_of_two_seeds_in_one_file_and_a_seed_that_is_no_number_are_refused(
     assert len(read_run(run).rows) == 1 and read_run(run).unusable == 1
 
 
+def test_a_run_on_mementos_is_no_row_and_another_variant_is_sent_to_the_comparison(make_run, tmp_path, capsys):
+    run = make_run(tmp_path / "a", [(2, "yes")] * 2)
+    path = run / "predictions.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('{"id"', '{"domain": "comics", "id"'))
+    assert run_tables(tmp_path, run)[0] == 2
+    assert "found a run on Mementos (Table 3)" in capsys.readouterr().err
+    path.write_text(text.replace('"imagechain"', '"mine"'))
+    assert run_tables(tmp_path, run)[0] == 2
+    assert "found 'mine' and None; scripts/eval/compare.sh takes any two run folders" in capsys.readouterr().err
+
+
+def test_half_characters_in_judgments_do_not_stop_the_table(make_run, tmp_path):
+    run = make_run(tmp_path / "a", [(2, "yes")] * 3)
+    path = run / "judgments.jsonl"
+    path.write_text(path.read_text().replace('"world"', r'"w\ud800"').replace('"id": "s2"', r'"id": "s\ud800"'))
+    status, out = run_tables(tmp_path, run)
+    assert status == 0 and (cells_of(out)["C2"]["n"], cells_of(out)["C2"]["unscored"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("train_context", ["c2"]), ("control", {"a": 1}), ("video_name", 3), ("dropped_scenes", "x"), ("seed", True)],

@@ -182,3 +182,9 @@ def test_a_tiny_model_of_the_real_library_runs(tmp_path):
     status, found = measured(tmp_path, run, extra=["--embeddings", str(tmp_path / "model"), "--device", "cpu"])
     assert status == 0 and library.__version__ in found["signatures"]["Embedding"]
     assert 0 < found["runs"][0]["metrics"]["Embedding"]["score"] <= 100
+
+
+def test_a_run_given_twice_is_refused(tmp_path, capsys):
+    run = make_run(tmp_path / "run", ROWS)
+    assert measured(tmp_path, run, tmp_path / "out" / ".." / "run")[0] == 2
+    assert "each run once was wanted" in capsys.readouterr().err
