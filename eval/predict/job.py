@@ -14,7 +14,7 @@ from eval.predict.vllm_backend import find_problems
 from eval.runs import PREDICTIONS
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.estimate import DEFAULT_TFLOPS
-from llava.imagechain.files import read_json, read_jsonl, sha256_json, sha256_model
+from llava.imagechain.files import read_json, read_jsonl, sha256_model
 from llava.imagechain.story import CONTEXTS, SPLIT_FOLDERS, StoryFrames, load_stories
 from llava.imagechain.variants import VARIANTS, Variant, get_variant
 
@@ -178,7 +178,7 @@ def prepare(config: PredictConfig) -> Job:
         "backend": None if config.backend == "hf" else config.backend,  # None, as in runs from before there were two
         "checkpoint_sha256": sha256_model(config.checkpoint),
         "base_sha256": sha256_model(base) if base else None,
-        "stories_sha256": sha256_json([stories.ids, stories.texts()]),
+        **stories.sha256(),
     }
     job = Job(
         config=config, variant=variant, stories=stories, demonstrations=demonstrations, identity=identity,
@@ -282,8 +282,9 @@ def earlier_rows(job: Job) -> Job:
     before = run.get("identity")
     if not isinstance(before, dict):
         raise ConfigError(f"{path} exists, but no run.json says how it was made; use --overwrite or another folder")
-    # Which dtype a device takes by itself is found out when the model is loaded.
-    before = {**before, "dtype": run.get("dtype") or before.get("dtype")}
+    # Which dtype a device takes by itself is found out when the model is loaded; older runs have no hash of frames.
+    frames = job.identity.get("frames_sha256")
+    before = {"frames_sha256": frames, **before, "dtype": run.get("dtype") or before.get("dtype")}
     changes = [
         f"{name} was {before.get(name)!r}, is {value!r}"
         for name, value in job.identity.items()

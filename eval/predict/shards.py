@@ -21,7 +21,7 @@ from eval.predict.ranks import SHARDS, Shard, shard_folders
 from eval.runs import PREDICTIONS
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, build_config, option, to_json
-from llava.imagechain.files import read_json, read_jsonl, sha256_json, write_jsonl
+from llava.imagechain.files import read_json, read_jsonl, write_jsonl
 from llava.imagechain.manifest import run_manifest
 from llava.imagechain.story import StoryFrames, load_stories
 
@@ -139,7 +139,7 @@ def merge(output_dir: Path, stories: StoryFrames | Path | None = None, *, dry_ru
     config = build_config(PredictConfig, [settings])
     if not isinstance(stories, StoryFrames):
         stories = load_stories(stories or config.stories, config.split, config.context)
-    if sha256_json([stories.ids, stories.texts()]) != first["identity"].get("stories_sha256"):
+    if any(first["identity"].get(name, found) != found for name, found in stories.sha256().items()):
         raise ConfigError(f"{output_dir} was made with other stories than {config.stories}; give them with --stories")
     check_ids(output_dir, parts, stories.ids[:limit], stories.ids)
     order = {story_id: number for number, story_id in enumerate(stories.ids)}

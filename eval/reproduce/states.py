@@ -13,7 +13,7 @@ from eval.reproduce.grid import in_repository
 from eval.reproduce.tasks import Task, flags
 from eval.runs import PREDICTIONS, read_run
 from llava.imagechain.config import ConfigError, build_config, read_yaml
-from llava.imagechain.files import read_json, read_jsonl, sha256_file, sha256_json, sha256_model
+from llava.imagechain.files import read_json, read_jsonl, sha256_file
 
 Kind = Literal["done", "partly", "missing", "failed", "changed", "left out"]
 # A file without which a stage is not finished, whatever its run.json says.
@@ -171,12 +171,12 @@ def fitting_gpus(task: Task, most: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _stories_sha256(stories: str, context: str, limit: int | None) -> str:
+def _stories_sha256(stories: str, context: str, limit: int | None) -> dict[str, str]:
     from llava.imagechain.story import load_stories
 
     chosen = load_stories(stories, "train", context)
     chosen = chosen[:limit] if limit else chosen
-    return sha256_json([chosen.ids, chosen.texts()])
+    return chosen.sha256()
 
 
 def forget() -> None:
@@ -187,7 +187,8 @@ def forget() -> None:
 def _train_state(task: Task) -> State:
     from llava.imagechain.arguments import as_json
     from llava.imagechain.checkpoint import is_adapter, last_checkpoint
-    from llava.imagechain.resume import changed_on_resume
+    from llava.imagechain.resume import changed_inputs, changed_on_resume
+    from llava.imagechain.start import identity
 
     settings = task.settings
     if not (is_model(settings["model_name_or_path"]) and has_stories(settings["stories"])):
@@ -205,12 +206,11 @@ def _train_state(task: Task) -> State:
     for name in ("use_cpu", "bf16"):  # where the plan is made need not be where the training runs
         now[name] = before.get(name)
     data = groups[1]
-    made_from = run.get("made_from", {})
-    changes = changed_on_resume(before, now)
-    if made_from.get("stories_sha256") != _stories_sha256(str(data.stories), data.context, data.limit):
-        changes.append("the stories have changed")
-    if made_from.get("model_sha256") != sha256_model(settings["model_name_or_path"]):
-        changes.append("the base model has changed")
+    inputs = {
+        **_stories_sha256(str(data.stories), data.context, data.limit),
+        **identity(settings["model_name_or_path"]),
+    }
+    changes = changed_on_resume(before, now) + changed_inputs(run.get("made_from", {}), inputs)
     whole = is_adapter(task.folder) or (task.folder / "config.json").is_file()
     finished, checkpoint = run.get("status") == "success" and whole, last_checkpoint(task.folder)
     if changes and (finished or checkpoint):

@@ -21,6 +21,12 @@ FREE_ON_RESUME = {
     "tflops", "local_rank", "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "activation_checkpointing",
 }  # fmt: skip
+INPUTS = {
+    "stories_sha256": "the stories have changed",
+    "frames_sha256": "the frames of the stories have changed",
+    "model_sha256": "the base model has changed",
+    "adapter_sha256": "the adapter to start from has changed",
+}
 
 
 def find_start(groups: Groups, made_from: dict[str, str]) -> str | None:
@@ -47,18 +53,18 @@ def find_start(groups: Groups, made_from: dict[str, str]) -> str | None:
     if not (finished or checkpoint):
         return None
     changes = changed_on_resume(before.get("config", {}), as_json(groups))
-    earlier = before.get("made_from", made_from)
-    what = {
-        "stories_sha256": "the stories have changed",
-        "model_sha256": "the base model has changed",
-        "adapter_sha256": "the adapter to start from has changed",
-    }
-    if changes := [*changes, *(text for key, text in what.items() if earlier.get(key) != made_from.get(key))]:
+    if changes := [*changes, *changed_inputs(before.get("made_from", made_from), made_from)]:
         raise ConfigError(
             f"{folder} holds a run with other settings ({'; '.join(changes)}). Use the same settings to go on, another "
             "--output_dir, or --overwrite to start anew."
         )
     return "finished" if finished else str(checkpoint)
+
+
+def changed_inputs(before: dict[str, Any], now: dict[str, str]) -> list[str]:
+    """Return which inputs of a run are others now, by their hashes; a run that has none of its frames passes there."""
+    before = {"frames_sha256": now.get("frames_sha256"), **before}
+    return [text for key, text in INPUTS.items() if before.get(key) != now.get(key)]
 
 
 def changed_on_resume(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llava.imagechain.config import nearest, read_yaml
-from llava.imagechain.files import read_json, read_jsonl
+from llava.imagechain.files import read_json, read_jsonl, sha256_json
 
 MIXTURE_KEYS = ("json_path", "sampling_strategy")
 
@@ -26,6 +26,10 @@ class Samples(list[Any]):
     def texts(self) -> list[Any]:
         """All that they say."""
         return list(self)
+
+    def sha256(self) -> dict[str, str]:
+        """Return the hash that tells these samples from others."""
+        return {"stories_sha256": sha256_json([self.ids, self.texts()])}
 
 
 def read_samples(data_path: str, seed: int = 0) -> Samples:

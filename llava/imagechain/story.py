@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava.imagechain.files import sha256_json
+
 if TYPE_CHECKING:
     import datasets
     from PIL import Image
@@ -191,6 +193,27 @@ class StoryFrames(Sequence[Story]):
         """Return the cleaned scene descriptions of each story, without reading any frame."""
         column = self.table.select_columns(["sentence_parts"])["sentence_parts"]
         return [[clean_text(text or "") for text in story or ()] for story in column]
+
+    def frame_sizes(self) -> list[list[list[int | None]]]:
+        """Return the bytes of every frame of each scene of each story, from arrow's offsets: no frame is read."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        rows: list[list[list[int | None]]] = []
+        for stories in self.table.data.column("scenes").chunks:
+            scenes = stories.values
+            sizes = pc.binary_length(scenes.values.field("bytes"))
+            nested = pa.ListArray.from_arrays(scenes.offsets, sizes)
+            rows += pa.ListArray.from_arrays(stories.offsets, nested).to_pylist()
+        chosen = self.table._indices  # of a `select` that is no slice; to apply it would copy every frame
+        return rows if chosen is None else [rows[index] for index in chosen.column(0).to_pylist()]
+
+    def sha256(self) -> dict[str, str]:
+        """Return hashes that tell these stories from others: of ids and texts, and of the sizes of the frames."""
+        return {
+            "stories_sha256": sha256_json([self.ids, self.texts()]),
+            "frames_sha256": sha256_json(self.frame_sizes()),
+        }
 
 
 def load_stories(source: Path | str, split: str, context: str | None = None) -> StoryFrames:

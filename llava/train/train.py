@@ -63,10 +63,7 @@ def train_or_plan(groups: Groups, variant: Variant | None) -> int:
     """Train, or say that it is done, or with --dry_run what it needs; return the exit status."""
     _, data, settings = groups
     stories = read_stories(data, settings)
-    made_from = {
-        "stories_sha256": sha256_json([stories.train.ids, stories.train.texts()]),
-        **identity(str(groups[0].model_name_or_path)),
-    }
+    made_from = {**stories.train.sha256(), **identity(str(groups[0].model_name_or_path))}
     checkpoint = find_start(groups, made_from)
     if checkpoint == "finished":
         logger.info("%s is trained already; --overwrite starts anew", settings.output_dir)
@@ -128,14 +125,34 @@ def run_training(
         raise KeyboardInterrupt
     trainer.save_model()
     trainer.save_state()
+    first_step = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    facts = outcome(trainer, result.training_loss, first_step, time.time() - started)
     if run:
-        seconds = time.time() - started
-        run.record(
-            steps=trainer.state.global_step, train_loss=result.training_loss, train_seconds=round(seconds, 2),
-            stories_per_second=round(settings.global_batch_size * trainer.state.global_step / seconds, 2),
-            label_tokens=sum(plan.num_labels for plan in examples.plans),
-        )  # fmt: skip
-    logger.info("%s is trained: %s", variant.title if variant else "The model", settings.output_dir)
+        run.record(**facts, label_tokens=sum(plan.num_labels for plan in examples.plans))
+    logger.info(
+        "%s is trained: %s (%d steps in %.0f s, mean loss %.4f, last %.4f)",
+        variant.title if variant else "The model", settings.output_dir,
+        *(facts[name] for name in ("steps", "train_seconds", "train_loss", "last_loss")),
+    )  # fmt: skip
+
+
+def outcome(trainer: Any, training_loss: float, first_step: int, seconds: float) -> dict[str, Any]:
+    """Return what a finished training has come to; losses, time and pace are those since it last began.
+
+    Args:
+        trainer: The trainer.
+        training_loss: The library's: the losses since then, divided by the number of all steps.
+        first_step: Where it began: at 0, or at the step of a checkpoint.
+        seconds: Time since then.
+    """
+    steps = trainer.state.global_step
+    mean = training_loss * steps / max(steps - first_step, 1)
+    last = next((row["loss"] for row in reversed(trainer.state.log_history) if "loss" in row), mean)
+    pace = trainer.args.global_batch_size * (steps - first_step) / seconds
+    return {
+        "steps": steps, "train_loss": mean, "last_loss": last, "train_seconds": round(seconds, 2),
+        "stories_per_second": round(pace, 2),
+    }  # fmt: skip
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:

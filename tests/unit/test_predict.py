@@ -208,6 +208,21 @@ def test_a_run_goes_on_in_the_dtype_it_was_begun_in(tiny_llava, stories, tmp_pat
     assert status == 0 and rows[:2] == before and len(rows) == 4
 
 
+def test_stories_built_anew_with_other_frames_are_noticed(tiny_llava, stories, tmp_path, capsys):
+    def one_frame_a_scene(row):
+        return row | {"scenes": [frames[:1] for frames in row["scenes"]]}
+
+    rebuilt = write_stories(tmp_path / "rebuilt", one_frame_a_scene)
+    assert predict(tiny_llava.full, stories, tmp_path / "run", variant="mllm")[0] == 0
+    assert predict(tiny_llava.full, rebuilt, tmp_path / "run", variant="mllm")[0] == 2
+    assert "frames_sha256 was " in capsys.readouterr().err
+    path = tmp_path / "run" / "run.json"  # of a version that did not record them
+    run = json.loads(path.read_text())
+    del run["identity"]["frames_sha256"]
+    path.write_text(json.dumps(run))
+    assert predict(tiny_llava.full, stories, tmp_path / "run", variant="mllm")[0] == 0
+
+
 def test_a_retrained_checkpoint_is_noticed(copy_of_tiny_llava, stories, tmp_path, capsys):
     predict(copy_of_tiny_llava.full, stories, tmp_path, "--limit", 2)
     weights = copy_of_tiny_llava.full / "model.safetensors"

@@ -13,7 +13,7 @@ from eval.reproduce.states import State, fitting_gpus, forget, judge_of, state_o
 from eval.reproduce.tasks import Task
 from llava.imagechain.arguments import as_json
 from llava.imagechain.config import ConfigError
-from llava.imagechain.files import sha256_file, sha256_json, sha256_model, write_json, write_jsonl
+from llava.imagechain.files import read_json, sha256_file, sha256_json, sha256_model, write_json, write_jsonl
 from llava.imagechain.story import load_stories, storyframes_features
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +230,15 @@ def test_a_training_whose_grid_or_model_was_moved_is_done(trained, tiny_llava, t
     assert state_of(training(model, tmp_path / "moved/stories", tmp_path / "moved/run")).detail == (
         "the base model has changed"
     )
+
+
+def test_a_training_whose_stories_were_built_anew_with_other_frames_is_changed(trained, tmp_path):
+    task, finish = trained
+    finish()
+    run = read_json(task.folder / "run.json")
+    run["made_from"] |= {"frames_sha256": "of other frames"}
+    write_json(task.folder / "run.json", run)
+    assert state_of(task).detail == "the frames of the stories have changed"
 
 
 def test_a_training_takes_as_many_gpus_as_share_its_batch_evenly(trained):

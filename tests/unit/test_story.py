@@ -74,6 +74,27 @@ def test_one_split_and_context_is_read_and_texts_are_cleaned(folder):
     assert [other.story_id for other in stories[:2]] == stories.ids
 
 
+@pytest.mark.parametrize(
+    "choose", [lambda s: s, lambda s: s[1:4], lambda s: s.select([4, 0, 3]), lambda s: s.select([4, 0, 3])[1:]]
+)
+def test_the_sizes_of_frames_are_those_of_the_chosen_stories(folder, choose):
+    stories = choose(load_stories(folder, "train"))
+    sizes = [[[len(frame) for frame in scene.frames] for scene in story.scenes] for story in stories]
+    assert stories.frame_sizes() == sizes
+
+
+def test_stories_with_other_frames_have_another_hash_and_those_of_the_same_the_same(tmp_path):
+    def saved(name, colours):
+        rows = [row("a", 2) | {"scenes": [[jpeg(colour) for colour in colours]] * 2}]
+        datasets.Dataset.from_list(rows, features=storyframes_features()).save_to_disk(tmp_path / name)
+        return load_stories(tmp_path / name, "train").sha256()
+
+    before, again, other = saved("a", ("red", "blue")), saved("b", ("red", "blue")), saved("c", ("red",))
+    assert before == again
+    assert before["stories_sha256"] == other["stories_sha256"]
+    assert before["frames_sha256"] != other["frames_sha256"]
+
+
 def test_without_a_context_every_length_of_the_split_is_read(folder):
     assert sorted(load_stories(folder, "train").num_scenes) == [2, 2, 3, 3, 5, 5]
 
