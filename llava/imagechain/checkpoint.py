@@ -21,7 +21,7 @@ import torch
 from llava.imagechain.compat import gathered
 from llava.imagechain.distributed import zero3_is_on
 from llava.imagechain.files import atomic_path, follow_umask, read_json, write_json
-from llava.imagechain.weights import name_in_files, read_tensors
+from llava.imagechain.weights import name_in_files, read_tensors, shortened
 
 ADAPTER_CONFIG, NON_LORA = "adapter_config.json", "non_lora_trainables.bin"
 TOKENIZER_FILES = (
@@ -98,8 +98,11 @@ def load_checkpoint(
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:  # transformers and peft: tensors of other shapes than the config says
+        reason = str(error)
+        if names := re.findall(r"size mismatch for (\S+):", reason):  # a line of the library for each
+            reason = f"{len(names)} tensors are of other shapes: {shortened(names)}"
         raise ValueError(
-            f"{path} cannot be loaded; do its weights and config files belong together? {error}"
+            f"{path} cannot be loaded; do its weights, its base and its config files belong together? {reason}"
         ) from error
     return LoadedModel(
         tokenizer=tokenizer, model=model, image_processor=image_processor, context_length=int(context_length)

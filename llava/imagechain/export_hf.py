@@ -24,8 +24,8 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.files import read_json, write_json, write_text
-from llava.imagechain.manifest import Run, run_manifest
-from llava.imagechain.saving import FolderConfig, check_folders, compare_logits, find_base, new_folder, probe_logits
+from llava.imagechain.manifest import Run, run_manifest, training_manifest
+from llava.imagechain.saving import FolderConfig, check_folders, compare_logits, new_folder, probe_logits, trained_base
 
 logger = logging.getLogger("llava.export_hf")
 PROGRAM = "python -m llava.imagechain.export_hf"
@@ -78,7 +78,7 @@ def check(config: ExportConfig) -> str:
         raise ConfigError(f"{config.checkpoint} cannot be exported: {'; '.join(found)}.")
     base = config.checkpoint
     if (config.checkpoint / "adapter_config.json").is_file():
-        base = find_base(config.checkpoint, config.base)
+        base = trained_base(config)
     dtype = check_folders(config, base, config.checkpoint)
     if config.push_to:
         from huggingface_hub import get_token
@@ -161,8 +161,7 @@ def write_card(config: ExportConfig, facts: dict[str, Any], folder: Path) -> Non
     """Write README.md, the model card."""
     from llava.imagechain.hf_prompt import model_card
 
-    places = [config.checkpoint, config.checkpoint.parent]
-    manifest = next((place / "run.json" for place in places if (place / "run.json").is_file()), None)
+    manifest = training_manifest(config.checkpoint)
     trained = (read_json(manifest).get("config") or {}) if manifest else {}
     base = trained.get("model_name_or_path") or read_json(config.checkpoint / "config.json").get("_name_or_path")
     names = {

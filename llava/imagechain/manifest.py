@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from llava.imagechain.files import sha256_file, write_json
+from llava.imagechain.files import read_json, sha256_file, sha256_model, write_json
 
 PACKAGES = (
     "torch",
@@ -89,6 +89,30 @@ def redact(command: Sequence[str]) -> list[str]:
         hide_next = secret and not equals
         shown.append(f"{name}=***" if secret and equals else word)
     return shown
+
+
+def training_manifest(checkpoint: Path | str) -> Path | None:
+    """Return the run.json of the training that a folder is from; that of a checkpoint-N lies in the folder above."""
+    checkpoint = Path(checkpoint)
+    folders = [checkpoint, *([checkpoint.parent] if checkpoint.name.startswith("checkpoint-") else [])]
+    return next((file for folder in folders if (file := folder / "run.json").is_file()), None)
+
+
+def other_base(checkpoint: Path | str, base: Path | str) -> str | None:
+    """Say that a base model is not the one an adapter was trained on; None when it is, or nothing is recorded.
+
+    Shapes cannot tell: an adapter fits every model of its base's size. Compared is `sha256_model`, some megabytes.
+    """
+    manifest = training_manifest(checkpoint)
+    recorded = read_json(manifest) if manifest else None
+    made_from = recorded.get("made_from") if isinstance(recorded, dict) else None
+    wanted = made_from.get("model_sha256") if isinstance(made_from, dict) else None
+    if wanted is None or (found := sha256_model(base)) == wanted:
+        return None
+    return (
+        f"{base} is not the base that {checkpoint} was trained on: SHA-256 {found[:12]} of its files was found, "
+        f"{str(wanted)[:12]} wanted (model_sha256 in {manifest})"
+    )
 
 
 class Run:

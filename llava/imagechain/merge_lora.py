@@ -25,9 +25,9 @@ from llava.imagechain.saving import (
     check_folders,
     compare_logits,
     copy_training_manifest,
-    find_base,
     new_folder,
     probe_logits,
+    trained_base,
 )
 
 logger = logging.getLogger("llava.merge_lora")
@@ -45,7 +45,7 @@ def check(config: FolderConfig) -> tuple[Path, str]:
     kind = read_json(config.checkpoint / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise ConfigError(f"{config.checkpoint}: a LoRA adapter was wanted, found {kind!r}")
-    base = find_base(config.checkpoint, config.base)
+    base = trained_base(config)
     return base, check_folders(config, base, base)
 
 

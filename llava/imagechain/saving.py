@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.imagechain.config import ConfigError, option
 from llava.imagechain.files import atomic_path, follow_umask, inside, read_json, write_json
+from llava.imagechain.manifest import other_base, training_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ class FolderConfig:
 
     checkpoint: Path = option(help="model folder, LoRA folder, or checkpoint-N of a run")
     base: Path | None = option(None, help="base model of a LoRA folder; by default the one it names")
+    other_base: bool = option(False, help="take a base whose files are not those that the adapter was trained on")
     output_dir: Path = option(help="folder of the whole model")
     dtype: str | None = option(None, help="type of the weights; by default the model's", choices=tuple(TOLERANCE))
     device: str = option("cpu", help="where the model is held meanwhile, such as cuda:0")
@@ -144,11 +146,22 @@ def find_base(checkpoint: Path, base: Path | None, advice: str = "give its folde
     return found.resolve()
 
 
+def trained_base(config: FolderConfig) -> Path:
+    """Return the base model's folder of the checkpoint, a LoRA folder.
+
+    Raises:
+        ConfigError: It is not there, not a whole model, or another one than the adapter was trained on.
+    """
+    base = find_base(config.checkpoint, config.base)
+    if not config.other_base and (problem := other_base(config.checkpoint, base)):
+        raise ConfigError(f"{problem}; give that one with --base, or take this one with --other-base")
+    return base
+
+
 def copy_training_manifest(checkpoint: Path, output_dir: Path) -> None:
-    """Copy the training run's run.json (of a checkpoint-N: the one above it); predictions read the variant there."""
-    folders = [checkpoint, *([checkpoint.parent] if checkpoint.name.startswith("checkpoint-") else [])]
-    if source := next((folder for folder in folders if (folder / "run.json").is_file()), None):
-        shutil.copyfile(source / "run.json", inside(output_dir, "run.json"))
+    """Copy the training run's run.json; predictions read the variant there."""
+    if source := training_manifest(checkpoint):
+        shutil.copyfile(source, inside(output_dir, "run.json"))
 
 
 def save_tower(model: Any, folder: Path) -> None:

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.imagechain.checkpoint import load_named
-from llava.imagechain.compat import DTYPE_KEYWORD, as_dtype, attention_implementation
+from llava.imagechain.compat import DTYPE_KEYWORD, TRANSFORMERS_VERSION, as_dtype, attention_implementation
 from llava.imagechain.files import read_json
+from llava.imagechain.manifest import other_base
 from llava.imagechain.quantized import quantization_config
 from llava.imagechain.vision import complete_vision_tower
 from llava.imagechain.weights import check_weights, local_folder, name_in_files, read_tensors, shortened
@@ -98,6 +99,8 @@ def load_pretrained_model(
         raise ValueError(f"{model_path}: config.json names no mm_vision_tower; a LLaVA model was wanted.")
     tokenizer = _load_tokenizer(model_path, model_base)
     weights = model_base or model_path
+    if adapter and model_base and (problem := other_base(model_path, model_base)):
+        logger.warning("%s; what it computes is not what was trained", problem)
     _check_files(weights, model_path if adapter else None)
     model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **settings)
     missing = set(complete_vision_tower(model, info["missing_keys"]))
@@ -142,6 +145,7 @@ def _adapted(model: Any, adapter_path: str, *, merge: bool = True) -> Any:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below, unless only renamed
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks by its old name
         adapted = PeftModel.from_pretrained(model, adapter_path)
     own = {name_in_files(n): n for n in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in n}
     found = {name_in_files(name): tensor for name, tensor in read_tensors(_adapter_file(adapter_path)).items()}
@@ -167,7 +171,12 @@ def _check_files(weights: str, adapter_path: str | None) -> None:
 
 
 def model_classes(model_path: str, model_name: str) -> tuple[Any, Any]:
-    """Return the model and config classes; other families than Llama need a LLaVA-NeXT checkout."""
+    """Return the model and config classes; other families than Llama need a LLaVA-NeXT checkout.
+
+    Raises:
+        ImportError: They are not there.
+        ValueError: The installed library is too new for their configs.
+    """
     model_type = _model_type(model_path).removeprefix("llava_")
     words = model_type if model_type in _FAMILIES or model_type == "llama" else model_name.lower()
     llama = model_type == "llama" or any(word in words for word in _LLAMA_WORDS)
@@ -177,6 +186,11 @@ def model_classes(model_path: str, model_name: str) -> tuple[Any, Any]:
     if words != model_type and "qwen" in words and ("moe" in words or "a14b" in words):
         family = _FAMILIES["qwen_moe"]
     module, prefix = family or ("llava_llama", "LlavaLlama")
+    if TRANSFORMERS_VERSION >= (5, 0) and prefix not in ("LlavaLlama", "LlavaGemma"):
+        raise ValueError(
+            f"{model_path}: model type or name stand for {prefix}ForCausalLM of LLaVA-NeXT, whose config does not fit "
+            "transformers 5; install transformers 4.57.6. If it is a Llama, its config.json has a wrong model_type."
+        )
     try:
         loaded = importlib.import_module(f"llava.model.language_model.{module}")
     except ModuleNotFoundError as error:

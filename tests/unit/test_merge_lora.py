@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.imagechain import merge_lora, saving
+from llava.imagechain import export_hf, merge_lora, saving
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.decisions import DECISIONS
+from llava.imagechain.files import sha256_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,6 +74,28 @@ def test_a_missing_base_is_named(copy_of_tiny_llava, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "the base model of" in error and "plain" in error and "--base" in error
     assert merge_lora.main([*arguments, "--base", str(tmp_path / "elsewhere")]) == 0
+
+
+def test_another_base_of_the_same_shapes_is_refused_and_told_where_it_is_loaded(
+    copy_of_tiny_llava, tmp_path, capsys, caplog
+):
+    from safetensors.torch import load_file, save_file
+
+    add_run(copy_of_tiny_llava)
+    lora, base, other = copy_of_tiny_llava.lora, copy_of_tiny_llava.plain, tmp_path / "other"
+    (lora / "run.json").write_text(json.dumps({"made_from": {"model_sha256": sha256_model(base)}}))
+    weights = shutil.copytree(base, other) / "model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    for command in (merge_lora, export_hf):
+        arguments = ["--checkpoint", str(lora), "--output-dir", str(tmp_path / "out"), "--dry-run", "--base"]
+        assert command.main([*arguments, str(other)]) == 2
+        error = capsys.readouterr().err
+        assert "other is not the base that" in error and sha256_model(base)[:12] in error and "--other-base" in error
+        assert command.main([*arguments, str(other), "--other-base"]) == command.main([*arguments, str(base)]) == 0
+    for folder, told in ((base, False), (other, True)):
+        caplog.clear()
+        load_checkpoint(lora, base=folder, device="cpu")
+        assert ("is not the base that" in caplog.text) is told
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llava.imagechain.checkpoint import load_checkpoint
+from llava.model import builder
 from llava.model.builder import load_pretrained_model
 
 
@@ -237,8 +239,21 @@ def test_a_family_of_language_models_that_is_not_here_is_named(copy_of_tiny_llav
     monkeypatch.setitem(sys.modules, "llava.model.language_model.llava_mistral", None)  # there in a checkout
     file = copy_of_tiny_llava.full / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "llava_mistral"}))
+    monkeypatch.setattr(builder, "TRANSFORMERS_VERSION", (4, 57))
     with pytest.raises(ImportError, match=r"LlavaMistral.*needs a LLaVA-NeXT checkout"):
         load(copy_of_tiny_llava.full)
+    monkeypatch.setattr(builder, "TRANSFORMERS_VERSION", (5, 23))
+    with pytest.raises(ValueError, match=r"LlavaMistral.* does not fit transformers 5; install transformers 4"):
+        load(copy_of_tiny_llava.full)
+
+
+def test_tensors_of_an_adapter_with_other_shapes_are_counted_and_the_first_named(copy_of_tiny_llava):
+    file = copy_of_tiny_llava.lora / "adapter_model.safetensors"
+    tensors = {name: tensor[:2] if "lora_A" in name else tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"6 tensors are of other shapes: .*lora_A\S*, ") as caught:
+        load_checkpoint(copy_of_tiny_llava.lora, device="cpu")
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("index", [{}, [], {"weight_map": {"lm_head.weight": 1}}])
