@@ -8,7 +8,6 @@ import difflib
 import importlib.util
 import json
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.features import DTYPES
 from llava.imagechain.files import read_json
 from llava.imagechain.labels import LOSS_ON
+from llava.imagechain.limits import number_problems
 from llava.imagechain.llava_json import json_problems
 from llava.imagechain.parts import trained_parts
 from llava.imagechain.quantized import bits_problems
@@ -44,6 +44,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "loss_on": tuple(LOSS_ON),
     "overlength": OVERLENGTH,
     "feature_dtype": tuple(DTYPES),
+    "attn_implementation": ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
 }
 
 
@@ -142,21 +143,6 @@ CANNOT_START = "training cannot start"
 TRANSLATED = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
 # Names of the library that stand for a setting here, whether or not the installed version knows them.
 OURS = {"overwrite_output_dir": "overwrite"}
-ABOVE_ZERO = (
-    "limit", "eval_limit", "per_device_train_batch_size", "per_device_eval_batch_size", "global_batch_size",
-    "model_max_length", "lora_r", "frames_per_call", "num_train_epochs", "learning_rate", "mm_projector_lr",
-    "mm_vision_tower_lr", "video_fps", "lora_alpha", "tflops",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "max_frames_per_scene",
-    "length_group_batches",
-    "dataloader_num_workers",
-    "seed",
-    "max_skipped",
-    "weight_decay",
-    "lora_dropout",
-    "frames_upbound",
-)
 
 
 class _Parser(transformers.HfArgumentParser):
@@ -187,7 +173,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
     merged, problems = _merge([read_yaml(file) for file in files] + [dict(given)])
     for key, words in list(merged.items()):
         try:
-            parser.parse_known_args(["--output_dir", "", f"--{key}", *words])  # required up to transformers 4.56
+            surplus = parser.parse_known_args(["--output_dir", "", f"--{key}", *words])[1]  # required up to 4.56
+            if surplus:
+                problems.append(f"{key}: one value was wanted, found {' '.join(words)}")
+                del merged[key]
         except (ConfigError, argparse.ArgumentError) as error:
             problems.append(str(error).replace("argument ", ""))
             del merged[key]
@@ -254,6 +243,7 @@ def _fit_machine(merged: dict[str, list[str]]) -> None:
         logger.log(level, "bf16: this machine's processors have no bfloat16; the run is in float32")
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", ["true"])
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which warns when it has to guess
         merged.setdefault("dataloader_pin_memory", ["false"])
 
 
@@ -313,16 +303,7 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
             problems.append("feature_cache: the vision tower would train, but cached features bypass it; leave one out")
     except ConfigError as error:
         problems.append(str(error))
-    problems += [
-        f"{name}: a number above 0 was wanted, found {value}"
-        for name in ABOVE_ZERO
-        if not 0 < (value := _value(groups, name)) < math.inf
-    ]
-    problems += [
-        f"{name}: a number of at least 0 was wanted, found {value}"
-        for name in NOT_NEGATIVE
-        if not 0 <= (value := _value(groups, name)) < math.inf
-    ]
+    problems += number_problems(groups)
     if model.version not in conv_templates:
         problems.append(f"version: unknown value {model.version!r}{nearest(model.version, tuple(conv_templates))}")
     problems += [
@@ -330,8 +311,11 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
         for name, folder in (("model_name_or_path", model.model_name_or_path), ("stories", data.stories))
         if folder and train.output_dir and os.path.realpath(folder) == os.path.realpath(train.output_dir)
     ]
-    if train.max_steps == 0 or train.max_steps < -1:
-        problems.append(f"max_steps: a number above 0, or -1 for none, was wanted, found {train.max_steps}")
+    problems += [
+        f"{name}: a folder was wanted, {file} is a file"
+        for name, folder in (("output_dir", train.output_dir), ("feature_cache", data.feature_cache))
+        if folder and (file := next((path for path in (Path(folder), *Path(folder).parents) if path.is_file()), None))
+    ]
     if data.stories and data.stories != HUB_DATASET and not Path(data.stories).is_dir():
         problems.append(f"stories: {data.stories} is not a folder; build one with scripts/storyframes/build.sh")
     if data.variant:
@@ -342,11 +326,6 @@ def _check(groups: Groups, given: set[str]) -> list[str]:
             problems.append(str(error))
     batches_make_sense = min(train.per_device_train_batch_size, train.global_batch_size) > 0
     return problems + (_settle_batches(train, given) if batches_make_sense else [])
-
-
-def _value(groups: Groups, name: str) -> float:
-    value = next(getattr(group, name) for group in groups if hasattr(group, name))
-    return 1 if value is None else value
 
 
 def _check_model(folder: Path, model: ModelArguments) -> list[str]:

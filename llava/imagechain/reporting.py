@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from llava.imagechain.config import nearest
 from llava.imagechain.files import write_text
 
 RUN_ID = "wandb_id.txt"
@@ -24,8 +27,9 @@ PACKAGES = {
 
 
 def reporting_problems(wanted: Sequence[str]) -> list[str]:
-    """Return which packages are missing for `report_to`."""
-    return [
+    """Return which names of `report_to` are unknown, and which packages are missing for the others."""
+    known = [*INTEGRATION_TO_CALLBACK, "all", "none"]
+    return [f"report_to: unknown value {name!r}{nearest(name, known)}" for name in wanted if name not in known] + [
         f"report_to: {name} is not installed; {how}"
         for name, (packages, how) in PACKAGES.items()
         if name in wanted and not any(importlib.util.find_spec(package) for package in packages)

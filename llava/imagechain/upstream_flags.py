@@ -45,6 +45,8 @@ NOT_SUPPORTED: dict[str, tuple[tuple[str, ...] | None, str]] = {
     "mpt_attn_impl": (("triton",), "attn_implementation chooses the attention"),
     "lora_weight_path": (("",), "it is never read; a run goes on from the last checkpoint of its output folder"),
     "lora_bias": (("none",), "adapters are trained without biases"),
+    "fsdp": (("", "false"), "several GPUs train by DDP or DeepSpeed; see docs/scaling.md"),
+    "fsdp_config": ((), "several GPUs train by DDP or DeepSpeed; see docs/scaling.md"),
     "group_by_varlen": (("false",), _LENGTH),
     "group_by_modality_length_auto": (("false",), _LENGTH),
     "auto_find_batch_size": (("false",), "the global batch has to stay what it is; set per_device_train_batch_size"),

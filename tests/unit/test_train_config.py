@@ -98,7 +98,7 @@ def test_files_of_several_config_flags_add_up(flags, tmp_path):
     ("config", "more", "message"),
     [
         ("{}", (), "no LLaVA model"),
-        ('{"mm_vision_tower": "x"}', ("adapter_config.json",), "is a LoRA folder; a whole model was wanted"),
+        ('{"mm_vision_tower": "x"}', ("adapter_config.json",), "the base model of .* is missing"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_from_is_refused(config, more, message, flags, tmp_path):
@@ -230,10 +230,11 @@ def test_every_value_of_base_yaml_that_is_the_papers_names_its_section():
         assert name in settings
 
 
-def test_a_new_start_beside_checkpoints_of_an_earlier_run_is_refused(flags, tmp_path):
+@pytest.mark.parametrize("resume", ["false", "true"])  # without run.json, nobody knows whose they are
+def test_a_new_start_beside_checkpoints_of_an_earlier_run_is_refused(flags, tmp_path, resume):
     (tmp_path / "out" / "checkpoint-100").mkdir(parents=True)
     files = config_files("base", "imagechain", "c2_7")
-    groups, _ = parse_arguments([*files, *flags, "--resume", "false"])
+    groups, _ = parse_arguments([*files, *flags, "--resume", resume])
     with pytest.raises(ConfigError, match=r"checkpoint-100 of an earlier run.*--overwrite"):
         find_start(groups, {})
     groups, _ = parse_arguments([*files, *flags, "--resume", "false", "--overwrite", "true"])
@@ -258,11 +259,34 @@ def test_missing_packages_are_named_with_their_extra(flags, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lora_alpha", "0"), ("frames_upbound", "-1"), ("tflops", "0"), ("learning_rate", "inf"), ("version", "v9")],
-)
+    [
+        ("lora_alpha", "0"), ("frames_upbound", "-1"), ("tflops", "0"), ("learning_rate", "inf"), ("version", "v9"),
+        ("report_to", "wanb"), ("attn_implementation", "flash"), ("lora_dropout", "1"), ("adam_beta1", "1"),
+        ("adam_beta2", "-0.1"), ("adam_epsilon", "-1"), ("logging_steps", "-1"), ("save_steps", "0"),
+        ("save_total_limit", "-1"), ("neftune_noise_alpha", "-1"), ("num_train_epochs", "1e300"),
+    ],
+)  # fmt: skip
 def test_values_that_would_spoil_a_run_are_refused_before_it_starts(name, value, flags):
     with pytest.raises(ConfigError, match=f"{name}: .*(wanted|unknown)"):
         parse_arguments([*flags, f"--{name}", value])
+
+
+@pytest.mark.parametrize("name", ["output_dir", "feature_cache"])
+@pytest.mark.parametrize("below", ["", "runs/deeper"])
+def test_a_file_in_the_place_of_a_folder_is_named(name, below, flags, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=f"{name}: a folder was wanted, .*file is a file"):
+        parse_arguments([*flags, f"--{name}", str(tmp_path / "file" / below)])
+
+
+def test_a_word_that_belongs_to_no_flag_is_named(flags):
+    with pytest.raises(ConfigError, match="seed: one value was wanted, found 1 runs/x"):
+        parse_arguments([*flags, "--seed", "1", "runs/x"])
+
+
+def test_fsdp_is_refused_with_what_there_is_in_its_place(flags):
+    with pytest.raises(ConfigError, match=r"fsdp full_shard: not supported.*DeepSpeed"):
+        parse_arguments([*flags, "--fsdp", "full_shard"])
 
 
 def test_a_run_does_not_write_into_the_folder_of_its_model_or_stories(flags, tmp_path):
