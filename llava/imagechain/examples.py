@@ -27,14 +27,17 @@ logger = logging.getLogger("llava.train")
 class Stories:
     """What is trained and evaluated on."""
 
-    train: Any  # StoryFrames, or llava_json.Samples
+    train: Any  # StoryFrames, or Samples of LLaVA's JSON
     evaluation: dict[str, StoryFrames]
 
 
 def read_stories(data: DataArguments, settings: TrainArguments) -> Stories:
     """Read the training stories of the context, and the validation stories by number of scenes."""
     if data.data_path:
-        return Stories(train=Samples(read_samples(data.data_path, settings.seed)[: data.limit]), evaluation={})
+        samples = read_samples(data.data_path, settings.seed)[: data.limit]
+        if not samples:
+            raise ValueError(f"data_path: {data.data_path} holds no samples; one at least was wanted")
+        return Stories(train=Samples(samples), evaluation={})
     chosen = load_stories(str(data.stories), "train", data.context)
     if data.limit:
         chosen = chosen[: data.limit]
@@ -142,14 +145,15 @@ def report_skipped(all_examples: Sequence[StoryExamples], settings: TrainArgumen
     skipped = [row for made in all_examples for row in made.skipped]
     write_jsonl(Path(str(settings.output_dir)) / "skipped.jsonl", skipped)
     shortened = {name: entry["shortened"] for name, entry in examples.summary().items() if entry["shortened"]}
+    kind = "samples" if data.data_path else "stories"
     logger.info(
-        "%d stories to train on, %s to evaluate on; %d skipped, shortened: %s",
-        len(examples), sum(map(len, all_examples[1:])) or "none", len(skipped), shortened or "none",
+        "%d %s to train on, %s to evaluate on; %d skipped, shortened: %s",
+        len(examples), kind, sum(map(len, all_examples[1:])) or "none", len(skipped), shortened or "none",
     )  # fmt: skip
     total = sum(len(made.stories) for made in all_examples)
     if not len(examples) or len(skipped) > data.max_skipped * total:
         raise ValueError(
-            f"{len(skipped)} of {total} stories had to be skipped, {len(examples)} are left to train on "
+            f"{len(skipped)} of {total} {kind} had to be skipped, {len(examples)} are left to train on "
             f"(first reason: {skipped[0]['reason'] if skipped else 'none'}). See skipped.jsonl in "
             f"{settings.output_dir}; --max_skipped (now {data.max_skipped}) sets the share that is allowed."
         )

@@ -142,7 +142,8 @@ def sha256_file(path: Path | str) -> str:
 
 def sha256_json(value: Any) -> str:
     """Return the SHA-256 of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()  # JSON can hold half a character
 
 
 def sha256_model(folder: Path | str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,9 +40,6 @@ LAYOUT_KEYS = (
     "image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type", "mm_newline_position",
     "mm_spatial_pool_mode", "imagechain_scene_aspect", "add_faster_video",
 )  # fmt: skip
-
-
-# --- samples as examples ----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +110,7 @@ class LlavaJsonExamples(Dataset[dict[str, Any]]):
         self.skipped: list[dict[str, str]] = []
         for number, sample in enumerate(samples):
             name = str(sample.get("id", number)) if isinstance(sample, dict) else str(number)
+            name = name.encode(errors="backslashreplace").decode()
             try:
                 plan, media = self._plan(sample, name)
             except ValueError as error:
@@ -160,6 +159,10 @@ class LlavaJsonExamples(Dataset[dict[str, Any]]):
 
     def _plan(self, sample: Any, name: str) -> tuple[Plan, Media]:
         turns = read_turns(sample)
+        try:
+            json.dumps(sample, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"it holds half a character, {error.object[error.start]!a}") from None
         if not any(answer.strip() for _, answer in turns):
             raise ValueError("it has no answer to learn")
         media = self._media(sample)

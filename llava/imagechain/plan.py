@@ -37,14 +37,15 @@ def describe_plan(groups: Groups, variant: Variant | None, stories: Stories) -> 
     steps = math.ceil(math.ceil(count / settings.global_batch_size) * settings.num_train_epochs)
     steps = settings.max_steps if settings.max_steps > 0 else steps
     shortened = sum(entry["shortened"] for entry in examples.summary().values())
+    kind = "stories" if variant else "samples"
     evaluation = {name: len(chosen) for name, chosen in stories.evaluation.items()}
     return "\n".join((
-        f"{f'{variant.title} on {data.context}' if variant else data.data_path}: {count} stories, "
+        f"{f'{variant.title} on {data.context}' if variant else data.data_path}: {count} {kind}, "
         f"{settings.num_train_epochs:g} epochs, {steps} steps of {settings.global_batch_size} "
         f"({settings.world_size} devices x {settings.per_device_train_batch_size} x "
         f"{settings.gradient_accumulation_steps}), loss on {made.loss_on}",
         f"positions: mean {sum(examples.lengths) / max(count, 1):.0f}, most {max(examples.lengths, default=0)} of "
-        f"{made.max_length}; {shortened} stories shortened, {len(examples.skipped)} skipped",
+        f"{made.max_length}; {shortened} {kind} shortened, {len(examples.skipped)} skipped",
         f"validation: {evaluation or 'none'}",
         f"model: {folder}",
         f"output: {settings.output_dir}",
@@ -71,7 +72,7 @@ def needs(groups: Groups, config: Any, examples: Any) -> str:
         tower="vision tower" in parts,
         num_gpus=settings.world_size,
         zero_stage=int(zero.get("stage", 0)),
-        offload=tuple(part for part in ("optimizer", "param") if f"offload_{part}" in zero),
+        offload=tuple(part for part in ("optimizer", "param") if _is_offloaded(zero.get(f"offload_{part}"))),
         micro_batch=settings.per_device_train_batch_size,
         global_batch=settings.global_batch_size,
         epochs=settings.num_train_epochs,
@@ -82,3 +83,8 @@ def needs(groups: Groups, config: Any, examples: Any) -> str:
         bits=model_arguments.bits,
     )
     return estimate(config, examples.lengths, plan, frames=examples.num_frames(), tflops=settings.tflops).describe()
+
+
+def _is_offloaded(place: dict[str, Any] | None) -> bool:
+    """Say whether DeepSpeed keeps a part outside the GPU; a place named "none" is the GPU."""
+    return (place or {}).get("device", "none") != "none"

@@ -57,8 +57,8 @@ def test_a_run_leaves_an_adapter_and_lists_what_it_skipped(tiny_base, samples, t
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_base, samples, tmp_path):
     text = run(tiny_base, samples, tmp_path / "run", "--dry_run", "true")
-    assert "data.json: 3 stories, 3 epochs, 2 steps of 2 (1 devices x 2 x 1), loss on answers" in " ".join(text.split())
-    assert "0 stories shortened, 0 skipped" in text
+    assert "data.json: 3 samples, 3 epochs, 2 steps of 2 (1 devices x 2 x 1), loss on answers" in " ".join(text.split())
+    assert "0 samples shortened, 0 skipped" in text
     assert "LoRA 4,352); 10,624 train" in text and "positions in 3 examples" in text
     assert not (tmp_path / "run").exists()
 

@@ -8,6 +8,7 @@ import torch
 
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.imagechain.data import Collator
+from llava.imagechain.files import sha256_json
 from llava.imagechain.llava_json import JsonSettings, LlavaJsonExamples
 from llava.imagechain.media import Sampling
 from llava.imagechain.order import LengthGroupedSampler
@@ -185,6 +186,8 @@ def test_global_batches_are_of_one_kind_and_the_rest_comes_last():
         (say("<image>", **{"video-seq": ["a.jpg"]}), "a list over scenes of lists"),
         (say("<image>", image="a.jpg", video="s1"), "found image and video"),
         (say("word " * 400), "too long"),
+        (say("Half \ud800 a character."), "it holds half a character, '\\ud800'"),
+        (say("A name.") | {"id": "half \udfff"}, "it holds half a character"),
         (say("hi", ""), "no answer to learn"),
         ({"id": 3}, "no list `conversations`"),
         ({"conversations": [{"from": "human", "value": "a"}]}, "in turn were wanted"),
@@ -196,6 +199,7 @@ def test_what_cannot_be_used_is_skipped_once_with_its_reason_and_not_replaced(sa
     assert [plan.story_id for plan in examples.plans] == [KINDS[0]["id"], KINDS[1]["id"]]
     (row,) = examples.skipped
     assert reason in row["reason"]
+    assert json.dumps(row, ensure_ascii=False).encode() and sha256_json([sample])  # what the run does with both
 
 
 def test_special_tokens_in_the_data_stay_text_but_a_transcripts_turn_marks_count(make, loaded):
