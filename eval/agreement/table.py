@@ -71,7 +71,7 @@ def percent_interval(estimate: Estimate | None) -> str:
     """Return the interval of a share in percent."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return "–"
-    return f"{100 * estimate.low:.1f}–{100 * estimate.high:.1f}"
+    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
 
 
 def _lines(one: Agreement) -> list[tuple[str, ...]]:

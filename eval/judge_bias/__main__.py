@@ -156,7 +156,7 @@ def bias_sheet(output_dir: Path, skipped: Sequence[dict[str, Any]]) -> Sheet:
 
 def _line(one: dict[str, Any]) -> tuple[str, ...]:
     rate = "–" if one["n"] == 0 else f"{100 * one['rate_of_yes']:.1f} %"
-    interval = "–" if one["n"] == 0 else f"{100 * one['low_95']:.1f}–{100 * one['high_95']:.1f}"
+    interval = "–" if one["n"] == 0 else f"{100 * one['low_95']:.1f} to {100 * one['high_95']:.1f}"
     numbers = (str(one["n"]), str(one["yes"]), rate, interval, str(one["unparsed"]), str(one["unscored"]))
     return (one["pairs"], one["right"].replace("no", "No").replace("yes", "Yes"), *numbers)
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.agreement.kappa import CELLS, Rater, compare, kappa
-from eval.agreement.table import agreement_sheet
-from eval.resampling import estimate
+from eval.agreement.table import agreement_sheet, percent_interval
+from eval.resampling import Estimate, estimate
 from eval.tables.files import to_markdown
 
 
@@ -121,3 +121,8 @@ def test_hostile_names_stay_text():
     evil = Rater(name="=1+1|<script>\n", kind="person", labels=first.labels)
     text = to_markdown(agreement_sheet([compare(evil, second, {})]))
     assert "<script>" not in text and "=1+1|" not in text.replace(r"\|", "")
+
+
+def test_intervals_are_written_as_in_the_other_tables():
+    assert percent_interval(Estimate(value=0.5, low=0.25, high=0.75)) == "25.0 to 75.0"
+    assert percent_interval(Estimate(value=0.5)) == "–"
