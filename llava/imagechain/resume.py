@@ -40,12 +40,13 @@ def find_start(groups: Groups, made_from: dict[str, str]) -> str | None:
     if settings.overwrite and not settings.dry_run and settings.process_index == 0:
         for old in [*folder.glob("checkpoint-*"), folder / "run.json"]:
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    if not (settings.overwrite or settings.resume) and (kept := next(folder.glob("checkpoint-*"), None)):
+    goes_on = settings.resume and (folder / "run.json").is_file()
+    if not (settings.overwrite or goes_on) and (kept := next(folder.glob("checkpoint-*"), None)):
         raise ConfigError(
             f"{folder} holds {kept.name} of an earlier run, which the next resumption would take for this run's. "
             "--overwrite deletes it; or give another --output_dir."
         )
-    if settings.overwrite or not settings.resume or not (folder / "run.json").is_file():
+    if settings.overwrite or not goes_on:
         return None
     before = read_json(folder / "run.json")
     checkpoint = last_checkpoint(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import time
@@ -42,7 +43,6 @@ class ImageChainTrainer(Trainer):
     ) -> None:
         super().__init__(*arguments, **options)
         self.base_dir, self.rates = base_dir, rates or {}
-        self._tokens = 0
         self.diverged = torch.zeros((), dtype=torch.bool, device=self.args.device)
 
     def get_train_dataloader(self) -> Any:
@@ -170,8 +170,6 @@ def make_trainer(
     rates: dict[str, float | None] | None = None,
 ) -> ImageChainTrainer:
     """Make a trainer for prepared examples; `settings` are `TrainArguments`, `rates` learning rates by part."""
-    import inspect
-
     name = "processing_class" if "processing_class" in inspect.signature(Trainer).parameters else "tokenizer"
     if not hasattr(Trainer, "get_batch_samples") and settings.gradient_accumulation_steps > 1:
         logger.warning(

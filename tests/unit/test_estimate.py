@@ -168,6 +168,23 @@ def test_a_dry_run_counts_the_parts_that_train(changes, tiny_llava):
     assert f"; {sum(row['trained'] for row in table):,} train" in text
 
 
+@pytest.mark.parametrize(("place", "offloaded"), [("cpu", ("optimizer",)), ("none", ())])
+def test_a_dry_run_reads_from_the_deepspeed_config_what_is_kept_elsewhere(place, offloaded, tmp_path, monkeypatch):
+    from llava.imagechain import plan
+
+    zero = {"stage": 3, "offload_optimizer": {"device": place}, "offload_param": None}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
+    train = SimpleNamespace(
+        deepspeed=str(tmp_path / "zero.json"), world_size=1, per_device_train_batch_size=1, global_batch_size=1,
+        num_train_epochs=1, max_steps=-1, gradient_checkpointing=False, tflops=300.0,
+    )  # fmt: skip
+    examples = SimpleNamespace(plans=[], lengths=[10], num_frames=lambda: [2])
+    seen = []
+    monkeypatch.setattr(plan, "estimate", lambda *a, **_: seen.append(a[2]) or SimpleNamespace(describe=str))
+    plan.needs((ModelArguments(), DataArguments(), train), "", examples)
+    assert seen[0].offload == offloaded
+
+
 @pytest.mark.parametrize("rank", [8, None])
 def test_kept_activations_are_those_measured(rank):
     from transformers import LlamaConfig, LlamaModel
