@@ -17,6 +17,7 @@ from eval.runs import RunFolder, column_title, read_runs
 from eval.tables.cells import count
 from eval.tables.compare import compare, p_text
 from eval.tables.files import Sheet, to_markdown, write_tables
+from eval.tables.table1 import run_notes
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, option, to_json
 from llava.imagechain.manifest import run_manifest
@@ -59,10 +60,13 @@ def build_sheet(runs: Sequence[RunFolder], titles: dict[str, str]) -> Sheet:
     several = len({run.seed for run in runs}) > 1
     rows: list[tuple[str, ...]] = []
     data: list[dict[str, Any]] = []
-    notes = [f"Trained on {trained_on}, tested on {column_title(CONTEXT)}. {METHOD}"]
+    judges = ", ".join(sorted({run.judge or "none" for run in runs}))
+    notes = [f"Trained on {trained_on}, tested on {column_title(CONTEXT)}. {METHOD} Judge: {judges}."]
+    named: list[tuple[str, RunFolder]] = []
     for run in runs:
         title, cell = titles[run.path.name], count(run.rows, CONTEXT)
         name = f"{title}, seed {run.seed}" if several else title
+        named.append((name, run))
         entry = {"setting": title, "seed": run.seed, "run": str(run.path), **cell.to_json()}
         more: tuple[str, ...] = ("",) * 4
         if title != DEFAULT:
@@ -73,6 +77,7 @@ def build_sheet(runs: Sequence[RunFolder], titles: dict[str, str]) -> Sheet:
             notes += [f"{name} cannot be compared with the default: {facts['problem']}"] if "problem" in facts else []
         rows.append((name, cell.rate_text(), cell.interval_text(), *more))
         data.append(entry)
+    notes += run_notes(named)
     return Sheet(
         title=f"Settings that the paper leaves open, changed one at a time in ImageChain trained on {trained_on}",
         columns=(

@@ -1,5 +1,7 @@
 """The table of changed settings: what it compares, what it says about its training context, and what it refuses."""
 
+import dataclasses
+
 import pytest
 
 from eval.reproduce.ablations import build_sheet
@@ -23,6 +25,13 @@ def test_a_setting_is_compared_with_the_default_and_the_training_context_is_said
     assert [row[:2] for row in sheet.rows] == [("default", "50.00 (2/4)"), ("one frame a scene", "75.00 (3/4)")]
     assert sheet.rows[1][3] == "+25.00"
     assert sheet.data["train_context"] == "c2"
+
+
+def test_what_makes_numbers_incomparable_is_said(make_run, tmp_path):
+    default, changed = runs(make_run, tmp_path)
+    assert len(build_sheet([default, changed], TITLES).notes) == 1
+    notes = " ".join(build_sheet([default, dataclasses.replace(changed, finished=False)], TITLES).notes)
+    assert "Judge: world." in notes and "did not come to its end, run eval.predict again: one frame a scene." in notes
 
 
 def test_runs_trained_on_different_contexts_are_refused(make_run, tmp_path):
