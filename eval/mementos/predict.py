@@ -19,7 +19,15 @@ from typing import Any
 from eval.mementos import sequences
 from eval.mementos.data import DOMAINS, Benchmark, load_benchmark
 from eval.mementos.sequences import Described, Sequences, Showing, settle
-from eval.predict.job import Job, PredictConfig, earlier_rows, model_problems, named_base, trained_with
+from eval.predict.job import (
+    Job,
+    PredictConfig,
+    earlier_rows,
+    length_problems,
+    model_problems,
+    named_base,
+    trained_with,
+)
 from eval.predict.run import refuse_skips
 from eval.runs import PREDICTIONS
 from llava.imagechain.command import run_command
@@ -107,6 +115,7 @@ def prepare(config: MementosConfig) -> MementosJob:
         ConfigError: With all problems in one message.
     """
     problems = model_problems(config.checkpoint, config.base)
+    problems += length_problems(config.checkpoint, config.base, config.max_length, config.max_new_tokens)
     try:
         benchmark = load_benchmark(config.data, config.domains)
     except ConfigError as error:

@@ -161,6 +161,7 @@ def prepare(config: PredictConfig) -> Job:
         for name in ("batch_size", "max_new_tokens")
         if getattr(config, name) < 1
     ]
+    problems += length_problems(config.checkpoint, config.base, config.max_length, config.max_new_tokens)
     shard = None
     try:
         shard = find_shard(config.num_shards, config.shard, os.environ)
@@ -193,6 +194,22 @@ def model_problems(checkpoint: Path, base: Path | None) -> list[str]:
         f"{name}: {folder} is not a model folder (no config.json or adapter_config.json)"
         for name, folder in (("checkpoint", checkpoint), ("base", base))
         if folder and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
+    ]
+
+
+def length_problems(checkpoint: Path, base: Path | None, max_length: int | None, max_new_tokens: int) -> list[str]:
+    """Say that the answer alone would take all positions, as far as the model folder tells how many there are."""
+    folders = [checkpoint, base or named_base(checkpoint)]
+    file = next((folder / "config.json" for folder in folders if folder and (folder / "config.json").is_file()), None)
+    model = read_json(file) if file else {}
+    model = model if isinstance(model, dict) else {}
+    positions = model.get("max_sequence_length") or model.get("max_position_embeddings")
+    limits = [n for n in (max_length, positions, model.get("tokenizer_model_max_length")) if isinstance(n, int) and n]
+    if not limits or max_new_tokens < min(limits):
+        return []
+    return [
+        f"max_new_tokens: fewer than the {min(limits):,} positions of prompt and answer together were wanted, found "
+        f"{max_new_tokens:,}"
     ]
 
 

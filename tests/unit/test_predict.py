@@ -148,6 +148,18 @@ def test_a_number_without_meaning_is_refused(tiny_llava, stories, tmp_path, name
         predict(tiny_llava.full, stories, tmp_path, f"--{name}", number, "--dry-run")
 
 
+def test_an_answer_longer_than_the_model_is_refused_before_anything_is_loaded(tiny_llava, stories, tmp_path, capsys):
+    positions = json.loads((tiny_llava.full / "config.json").read_text())["max_position_embeddings"]
+    wanted = "fewer than the {:,} positions of prompt and answer together were wanted, found {:,}"
+    for flags, most, found in (
+        (("--max-new-tokens", "1e9"), positions, 10**9),
+        (("--max-new-tokens", positions), positions, positions),
+        (("--max-length", 6), 6, 6),
+    ):
+        assert predict(tiny_llava.full, stories, tmp_path / "out", *flags, "--dry-run")[0] == 2
+        assert wanted.format(most, found) in capsys.readouterr().err
+
+
 def test_a_config_that_contradicts_the_weights_is_an_error_without_traceback(
     copy_of_tiny_llava, stories, tmp_path, capsys
 ):
