@@ -314,7 +314,7 @@ def run(config: SimRateConfig) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     return run_command(
-        SimRateConfig, run, argv, program="eval.simrate", description=__doc__ or "",
+        SimRateConfig, run, argv, program="python -m eval.simrate", description=__doc__ or "",
         interrupted="the answers so far are kept, run the same command again", errors=(ServerError, sqlite3.Error),
     )  # fmt: skip
 

@@ -289,7 +289,9 @@ def make_table(config: TextMetricsConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_command(TextMetricsConfig, make_table, argv, program="eval.text_metrics", description=__doc__ or "")
+    return run_command(
+        TextMetricsConfig, make_table, argv, program="python -m eval.text_metrics", description=__doc__ or ""
+    )
 
 
 if __name__ == "__main__":

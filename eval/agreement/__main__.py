@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] not in COMMANDS:
         found = repr(words[0]) if words else "nothing"
         print(
-            f"eval.agreement: one of {', '.join(COMMANDS)} was wanted, found {found}\n{USAGE}", end="", file=sys.stderr
+            f"python -m eval.agreement: one of {', '.join(COMMANDS)} was wanted, found {found}\n{USAGE}",
+            end="",
+            file=sys.stderr,
         )
         return 2
     return int(importlib.import_module(COMMANDS[words[0]][0]).main(words[1:]))

@@ -248,4 +248,4 @@ def export(config: ExportConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_command(ExportConfig, export, argv, program="eval.agreement export", description=__doc__ or "")
+    return run_command(ExportConfig, export, argv, program="python -m eval.agreement export", description=__doc__ or "")

@@ -120,4 +120,4 @@ def report(config: JudgesConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_command(JudgesConfig, report, argv, program="eval.agreement judges", description=__doc__ or "")
+    return run_command(JudgesConfig, report, argv, program="python -m eval.agreement judges", description=__doc__ or "")

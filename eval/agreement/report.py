@@ -148,4 +148,6 @@ def make_report(config: ImportConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_command(ImportConfig, make_report, argv, program="eval.agreement import", description=__doc__ or "")
+    return run_command(
+        ImportConfig, make_report, argv, program="python -m eval.agreement import", description=__doc__ or ""
+    )

@@ -226,7 +226,7 @@ def run(config: BiasConfig) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     return run_command(
-        BiasConfig, run, argv, program="eval.judge_bias", description=__doc__ or "",
+        BiasConfig, run, argv, program="python -m eval.judge_bias", description=__doc__ or "",
         interrupted="the answers so far are kept, run the same command again", errors=(ServerError, sqlite3.Error),
     )  # fmt: skip
 

@@ -266,7 +266,7 @@ def make_report(config: ReportConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_command(ReportConfig, make_report, argv, program="eval.report", description=__doc__ or "")
+    return run_command(ReportConfig, make_report, argv, program="python -m eval.report", description=__doc__ or "")
 
 
 if __name__ == "__main__":

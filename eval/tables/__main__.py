@@ -96,7 +96,7 @@ def make_tables(config: TablesConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_command(TablesConfig, make_tables, argv, program="eval.tables", description=__doc__ or "")
+    return run_command(TablesConfig, make_tables, argv, program="python -m eval.tables", description=__doc__ or "")
 
 
 if __name__ == "__main__":

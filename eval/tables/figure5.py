@@ -278,7 +278,9 @@ def make_figure(config: Figure5Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_command(Figure5Config, make_figure, argv, program="eval.tables.figure5", description=__doc__ or "")
+    return run_command(
+        Figure5Config, make_figure, argv, program="python -m eval.tables.figure5", description=__doc__ or ""
+    )
 
 
 if __name__ == "__main__":
