@@ -9,6 +9,7 @@ end (exit status 1). Ctrl-C, or a kill, leaves everything resumable by the same 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import logging
 import os
@@ -25,7 +26,7 @@ from eval.reproduce.runner import Outcome, Runner, duration, first_line, locked
 from eval.reproduce.states import RESULT_FILES, State, judge_of, state_of
 from eval.reproduce.tasks import Task, places_of, tasks_of
 from llava.imagechain.command import run_command
-from llava.imagechain.config import ConfigError, nearest
+from llava.imagechain.config import ConfigError
 
 
 def reproduce(config: GridConfig) -> int:
@@ -34,6 +35,7 @@ def reproduce(config: GridConfig) -> int:
     judge = judge_of(in_repository(config.judge))
     gpus = config.gpus or found_gpus()
     tasks = tasks_of(config)
+    check_names(tasks, config.only)
     state = functools.partial(state_of, judge_file=config.judge)
     if config.slurm:
         from eval.reproduce.slurm import submit
@@ -41,9 +43,8 @@ def reproduce(config: GridConfig) -> int:
         return submit(config, tasks, state)
     if config.dry_run:
         costs = Costs(config)
-        print(to_text(entries_of(tasks, state, costs, judge), places_of(config).output, costs))
+        print(to_text(entries_of(tasks, state, costs, judge, only=config.only), places_of(config).output, costs))
         return 0
-    check_names(tasks, config.only)
     return work(config, tasks, state, gpus)
 
 
@@ -101,9 +102,12 @@ def check_names(tasks: Sequence[Task], only: Sequence[str]) -> None:
         ConfigError: One is unknown.
     """
     names = [task.name for task in tasks]
+    one_a_stage = {task.stage: task.name for task in tasks}
     for name in only:
         if name not in names:
-            raise ConfigError(f"only: unknown task {name!r}{nearest(name, names)}")
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"names are such as {', '.join(one_a_stage.values())}"
+            raise ConfigError(f"only: unknown task {name!r}; {hint}")
 
 
 def found_gpus() -> list[str]:

@@ -180,9 +180,13 @@ def check(config: GridConfig) -> None:
     Raises:
         ConfigError: With all problems in one message.
     """
-    problems: list[str] = []
-    if not config.world:
-        problems += _missing_inputs(config)
+    problems: list[str] = _made_by_the_world(config) if config.world else _missing_inputs(config)
+    output = config.output_dir.expanduser().resolve()
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir():
+        problems.append(f"output_dir: a folder was wanted, {there} is a file")
+    if config.only and config.slurm:
+        problems.append("only: --slurm submits everything that is missing; leave one of the two out")
     problems += [
         f"{name}: settings (name: value) were wanted, found {getattr(config, name)!r}"
         for name in ("train", "predict", "mementos_predict", "keywords")
@@ -211,6 +215,15 @@ def check(config: GridConfig) -> None:
         problems.append(str(error))
     if problems:
         raise ConfigError(all_problems("nothing was done", problems))
+
+
+def _made_by_the_world(config: GridConfig) -> list[str]:
+    """Say what was given although the story world makes it."""
+    return [
+        f"{name}: the story world makes its own; leave --{name.replace('_', '-')} or --world out"
+        for name in ("model", "stories", "other_split", "mementos")
+        if getattr(config, name)
+    ]
 
 
 def _missing_inputs(config: GridConfig) -> list[str]:

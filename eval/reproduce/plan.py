@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from eval.judge.base import Judge
@@ -40,7 +40,9 @@ class Entry:
     counts: tuple[int, int] | None = None
 
 
-def entries_of(tasks: Sequence[Task], state_of: StateOf, costs: Costs, judge: Judge) -> dict[str, list[Entry]]:
+def entries_of(
+    tasks: Sequence[Task], state_of: StateOf, costs: Costs, judge: Judge, *, only: Sequence[str] = ()
+) -> dict[str, list[Entry]]:
     """Return the plan's entries by section.
 
     Args:
@@ -48,11 +50,15 @@ def entries_of(tasks: Sequence[Task], state_of: StateOf, costs: Costs, judge: Ju
         state_of: Reads a task's state from disk.
         costs: Estimates.
         judge: The judge, for its calls and their price.
+        only: Names of the tasks to show, a cell's prediction and judging together; empty: all.
     """
+    shown = {name.replace("judge/", "predict/", 1) for name in only}
     states = {task.name: state_of(task) for task in tasks}
     sections: dict[str, list[Entry]] = {"prepare": [], "train": [], "cells": [], "Mementos": [], "results": []}
     for task in tasks:
         state = states[task.name]
+        if shown and task.name not in shown:
+            continue
         if task.kind == "train":
             need = costs.training(task)
             epochs = "" if need is None or need.epochs is None else f"{need.epochs:g} epochs"
@@ -65,8 +71,23 @@ def entries_of(tasks: Sequence[Task], state_of: StateOf, costs: Costs, judge: Ju
             keywords = next(other for other in tasks if other.kind == "keywords" and other.folder == task.folder)
             sections["Mementos"].append(mementos_entry(task, keywords, state, states[keywords.name], costs))
         elif task.kind not in ("judge", "keywords"):
+            state = _result_state(task, tasks, states) if task.kind == "result" else state
             sections["results" if task.kind == "result" else "prepare"].append(_entry(task, state, Need(), Need()))
     return sections
+
+
+def _result_state(result: Task, tasks: Sequence[Task], states: Mapping[str, State]) -> State:
+    """Return the state of a result: not done while runs of it are still to be made."""
+    needs = {task.name: task.needs for task in tasks}
+
+    def kinds(name: str) -> set[str]:
+        return {states[name].kind}.union(*map(kinds, needs[name]))
+
+    every = [found for name in result.after if "left out" not in (found := kinds(name))]
+    to_do = sum(found != {"done"} for found in every)
+    if states[result.name].kind != "done" or not to_do:
+        return states[result.name]
+    return State(kind="partly", detail=f"{to_do} of its {len(every)} runs are not done")
 
 
 def _entry(task: Task, state: State, need: Need | None, left: Need | None, more: str = "") -> Entry:
@@ -199,16 +220,17 @@ def totals(sections: dict[str, list[Entry]]) -> list[str]:
     trainings = collections.Counter(entry.kind for entry in sections["train"])
     left = sum((entry.left for entry in every if entry.left), Need())
     whole = sum((entry.need for entry in every if entry.need), Need())
-    unknown = sum(entry.need is None for name in ("train", "cells", "Mementos") for entry in sections[name])
+    unknown = [entry for name in ("train", "cells", "Mementos") for entry in sections[name] if entry.need is None]
+    at_least = "at least " if unknown else ""
+    left_at_least = at_least if any(entry.kind not in ("done", "left out") for entry in unknown) else ""
     lines = [
         f"trainings: {_counted(trainings)}; cells: {_counted(kinds)}",
-        f"left to do: {_sum(left)}",
-        f"the whole grid: {_sum(whole)}",
+        f"left to do: {left_at_least}{_sum(left)}",
+        f"the whole grid: {at_least}{_sum(whole)}",
     ]
     if unknown:
-        lines.append(
-            f"{unknown} entries are not in the sums (?): the model or the stories they start from are not there yet"
-        )
+        why = "the model or the stories they start from are not there yet"
+        lines.append(f"{len(unknown)} entries are not in the sums (?): {why}")
     return lines
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sourced by the scripts of this folder. Everything is done by python -m eval.reproduce; see docs/reproduce.md.
 #
-# Settings (environment) of all of them, unless --world is given:
+# Settings (environment) of all of them; --world takes only the last two:
 #   MODEL     folder of the LLaVA model to start from                  [models/llava-v1.6-vicuna-7b]
 #   STORIES   StoryFrames folder, or ingoziegler/StoryFrames           [data/StoryFrames]
 #   MEMENTOS  folder of the Mementos benchmark (Table 3)               [data/mementos]
@@ -38,9 +38,11 @@ reproduce() {
   if ((world)); then : "${OUTPUT:=$root/runs/reproduce-world}"; else : "${OUTPUT:=runs/reproduce}"; fi
   local command=("$PYTHON" -m eval.reproduce --config "${files[@]}" ${ABLATIONS:+"$ABLATIONS"})
   ((!${#results[@]})) || command+=(--results "${results[@]}")
-  [[ -z "${MODEL:-}" ]] || command+=(--model "$MODEL")
-  [[ -z "${STORIES:-}" ]] || command+=(--stories "$STORIES")
-  [[ -z "${MEMENTOS:-}" ]] || command+=(--mementos "$MEMENTOS")
+  if ((!world)); then
+    [[ -z "${MODEL:-}" ]] || command+=(--model "$MODEL")
+    [[ -z "${STORIES:-}" ]] || command+=(--stories "$STORIES")
+    [[ -z "${MEMENTOS:-}" ]] || command+=(--mementos "$MEMENTOS")
+  fi
   command+=(--output-dir "$OUTPUT" ${flags[@]+"${flags[@]}"})
   export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-$world}" MPLBACKEND="${MPLBACKEND:-Agg}"
   dry_run=0

@@ -188,6 +188,8 @@ def test_other_settings_are_refused_not_overwritten_and_their_cells_are_in_no_ta
 
 def test_another_seed_trains_beside_the_first_and_the_table_has_their_mean(finished, reproduce, grid_file, tmp_path):
     output = copied(finished, tmp_path)
+    plan = reproduce(grid_file, output, "--seeds", "0", "1", "--dry-run")
+    assert "partly  table1\n          1 of its 3 runs are not done" in plan.stdout
     result = reproduce(grid_file, output, "--seeds", "0", "1")
     assert result.returncode == 0, result.stderr
     assert "kept     train/imagechain-c2_7-seed0" in result.stderr
@@ -242,9 +244,10 @@ def test_an_element_of_a_job_array_runs_one_task(finished, reproduce, grid_file,
     assert result.returncode == 0, result.stderr
     assert (output / "runs/mllm/predictions.jsonl").is_file()
     assert not (output / "runs/mllm/judgments.jsonl").exists()
-    wrong = reproduce(grid_file, output, "--only", "predict/mlm")
-    assert wrong.returncode == 2
-    assert "did you mean 'predict/mllm'" in wrong.stderr
+    for more in ((), ("--dry-run",)):
+        wrong = reproduce(grid_file, output, "--only", "predict/mlm", *more)
+        assert wrong.returncode == 2
+        assert "did you mean 'predict/mllm'" in wrong.stderr
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import yaml
 
 from eval.reproduce.costs import Need
 from eval.reproduce.grid import GridConfig, ablations_of, cells_of, check
-from eval.reproduce.plan import mementos_entry, to_text
+from eval.reproduce.plan import Entry, entries_of, mementos_entry, to_text, totals
 from eval.reproduce.states import State
-from eval.reproduce.tasks import flags, tasks_of
+from eval.reproduce.tasks import Task, flags, tasks_of
 from llava.imagechain.config import ConfigError, build_config
 from llava.imagechain.story import HUB_DATASET
 
@@ -120,6 +120,33 @@ def test_a_row_of_table_3_stands_under_its_heads(tmp_path):
     assert [row[head.index(name) :].split()[0] for name in ("samples", "calls")] == ["7", "5"]
 
 
+@pytest.mark.parametrize(("kind", "state"), [("done", "done"), ("missing", "partly"), ("left out", "done")])
+def test_a_result_is_done_when_all_of_its_runs_that_can_be_made_are(tmp_path, kind, state):
+    def task(name, stage, **more):
+        return Task(name=name, stage=stage, kind=stage, module="m", settings={}, folder=tmp_path, **more)
+
+    tasks = [
+        task("prepare/a", "prepare"), task("judge/a", "judge", needs=("prepare/a",)), task("judge/b", "judge"),
+        task("results/table1", "result", after=("judge/a", "judge/b")),
+    ]  # fmt: skip
+    states = {"prepare/a": State(kind=kind)}
+    plan = entries_of(tasks, lambda task: states.get(task.name, State(kind="done")), None, None)
+    assert [entry.kind for entry in plan["results"]] == [state]
+    assert plan["results"][0].detail == ("1 of its 2 runs are not done" if state == "partly" else "")
+    only = entries_of(tasks, lambda task: State(kind="done"), None, None, only=["prepare/a"])
+    assert [len(entries) for entries in only.values() if entries] == [1]
+
+
+@pytest.mark.parametrize(("kind", "left"), [("missing", "at least 0.000"), ("done", "0.000")])
+def test_sums_without_entries_of_unknown_size_say_at_least(kind, left):
+    unknown = Entry(words=("a", ""), kind=kind, detail="", need=None, left=None)
+    lines = totals({"train": [unknown], "cells": [], "Mementos": []})
+    assert lines[1].startswith(f"left to do: {left} GPU hours")
+    assert lines[2].startswith("the whole grid: at least 0.000 GPU hours")
+    known = Entry(words=("a", ""), kind=kind, detail="", need=Need(), left=Need())
+    assert "at least" not in "".join(totals({"train": [known], "cells": [], "Mementos": []}))
+
+
 @pytest.mark.parametrize(
     ("entry", "word"),
     [
@@ -133,6 +160,28 @@ def test_a_wrong_ablation_is_named(tmp_path, entry, word):
     config = dataclasses.replace(grid(tmp_path, "paper"), ablations=[entry])
     with pytest.raises(ConfigError, match=word):
         ablations_of(config)
+
+
+def test_a_file_in_place_of_the_output_folder_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(ConfigError, match=r"output_dir: a folder was wanted, .*file is a file"):
+            check(dataclasses.replace(grid(tmp_path, "world"), output_dir=tmp_path / place))
+    check(dataclasses.replace(grid(tmp_path, "world"), output_dir=tmp_path / "not/there"))
+
+
+def test_what_the_story_world_makes_is_not_also_taken_from_elsewhere(tmp_path):
+    config = dataclasses.replace(grid(tmp_path, "world"), model=tmp_path, other_split="some/where")
+    with pytest.raises(ConfigError) as error:
+        check(config)
+    assert "leave --model or --world out" in str(error.value)
+    assert "leave --other-split or --world out" in str(error.value)
+    assert "mementos" not in str(error.value)
+
+
+def test_one_task_alone_is_not_submitted(tmp_path):
+    with pytest.raises(ConfigError, match="only: --slurm submits everything"):
+        check(dataclasses.replace(grid(tmp_path, "world"), only=["prepare/world"], slurm=True))
 
 
 def test_places_that_are_not_there_are_told_before_anything_is_planned(tmp_path):
