@@ -146,8 +146,9 @@ def _flag(field: dataclasses.Field[Any]) -> str:
 
 def _parser(config_class: type, program: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
-    )
+        prog=program, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument(
         "--config", nargs="+", metavar="FILE", help="YAML files of settings, later ones win; flags win over all"
     )

@@ -56,6 +56,14 @@ def test_an_unknown_flag_names_the_nearest_known_one(capsys, argv, message):
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_the_help_keeps_the_lines_of_its_description(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(
+            Settings, ["--help"], program="demo", description="What it does.\n\nLaunch: demo A\n        demo B"
+        )
+    assert "\nWhat it does.\n\nLaunch: demo A\n        demo B\n" in capsys.readouterr().out
+
+
 def test_all_problems_are_in_one_message(capsys):
     with pytest.raises(SystemExit) as exit_info:
         parse("--epochs", "2.5", "--variant", "imagechian")
