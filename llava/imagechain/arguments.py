@@ -21,7 +21,13 @@ from llava.imagechain.checkpoint import is_adapter
 from llava.imagechain.config import ConfigError, all_problems, nearest, read_yaml
 from llava.imagechain.data import OVERLENGTH
 from llava.imagechain.decisions import DECISIONS
-from llava.imagechain.distributed import deepspeed_problems, has_bfloat16, start_deepspeed_on_cpu, take_one_gpu
+from llava.imagechain.distributed import (
+    deepspeed_problems,
+    has_bfloat16,
+    spare_deepspeed_a_guess,
+    start_deepspeed_on_cpu,
+    take_one_gpu,
+)
 from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.features import DTYPES
 from llava.imagechain.files import read_json
@@ -181,6 +187,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Groups, dict[str, Any]]:
             problems.append(str(error).replace("argument ", ""))
             del merged[key]
     _fit_machine(merged)
+    spare_deepspeed_a_guess()
     if missing := [name for name in ("accelerate", "peft") if importlib.util.find_spec(name) is None]:
         problems.append(f"{', '.join(missing)}: not installed; bash scripts/setup.sh train")
         raise ConfigError(all_problems(CANNOT_START, problems))
@@ -243,7 +250,6 @@ def _fit_machine(merged: dict[str, list[str]]) -> None:
         logger.log(level, "bf16: this machine's processors have no bfloat16; the run is in float32")
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", ["true"])
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which warns when it has to guess
         merged.setdefault("dataloader_pin_memory", ["false"])
 
 

@@ -59,6 +59,12 @@ def take_one_gpu(settings: Any) -> None:
         settings._n_gpu = 1
 
 
+def spare_deepspeed_a_guess() -> None:
+    """Name the accelerator where there is no GPU; DeepSpeed, which other libraries import, warns when it guesses."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def start_deepspeed_on_cpu() -> None:
     """Start DeepSpeed's process group where there is no GPU; with one, the library does it.
 
@@ -66,7 +72,7 @@ def start_deepspeed_on_cpu() -> None:
     """
     if torch.cuda.is_available():
         return
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    spare_deepspeed_a_guess()
     import deepspeed
 
     # Compiled on first use (a minute, and for ever behind the lock of a killed run); only inference calls it.

@@ -5,6 +5,8 @@ Shape letters: L positions, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +120,8 @@ def write_weights(model: Any, folder: Path, rows: int) -> None:
     """Write the weights under the hub's names, in shards of 5 GB."""
     from huggingface_hub import save_torch_state_dict
 
+    # Its logger bears its file's name; what it tells at level INFO is the temporary folder.
+    logging.getLogger(inspect.getfile(save_torch_state_dict)).setLevel(logging.WARNING)
     state = {target: tensor for name, tensor in model.state_dict().items() if (target := hub_name(name))}
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
         state[name] = with_rows(state[name], rows).clone()

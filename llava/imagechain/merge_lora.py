@@ -58,7 +58,9 @@ def merge(config: FolderConfig, base: Path, dtype: str, folder: Path, manifest: 
     import torch
 
     from llava.imagechain.checkpoint import TOKENIZER_FILES, copy_tokenizer, load_checkpoint
+    from llava.imagechain.distributed import spare_deepspeed_a_guess
 
+    spare_deepspeed_a_guess()
     place: dict[str, Any] = {"device": config.device, "dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
     loaded = load_checkpoint(config.checkpoint, base=base, merge_adapter=False, **place)
     tokenizer, model = loaded.tokenizer, loaded.model

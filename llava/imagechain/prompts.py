@@ -309,7 +309,7 @@ def _encode_chunk(spans: list[Span], tokenizer: Any) -> tuple[list[int], list[st
     kind_of_character = [span.kind for span in spans for _ in span.text]
     if not getattr(tokenizer, "is_fast", False):
         return _encode_by_prefixes(spans, text, tokenizer)
-    encoding = tokenizer(text, return_offsets_mapping=True)
+    encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)  # what is too long is told by the examples
     ids, kinds = list(encoding["input_ids"]), []
     added = tokenizer.num_special_tokens_to_add()  # the begin mark that the tokenizer itself puts before the text
     for number, (start, stop) in enumerate(encoding["offset_mapping"]):

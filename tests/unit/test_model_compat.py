@@ -58,3 +58,14 @@ def test_a_model_loads_on_the_cpu_under_any_of_its_names(tiny_llava, device):
         str(tiny_llava.full), None, "llava", device_map=device, torch_dtype="float32"
     )
     assert model.device.type == "cpu"
+
+
+def test_a_config_is_shown_without_a_warning_of_the_library(tiny_llava, monkeypatch):
+    from transformers import configuration_utils
+
+    from llava.model.language_model.llava_llama import LlavaConfig
+
+    told = []
+    config = LlavaConfig.from_pretrained(tiny_llava.full)
+    monkeypatch.setattr(configuration_utils.logger, "warning_once", lambda *words, **_: told.append(words))
+    assert '"torch_dtype": "float32"' in str(config) and not told

@@ -40,10 +40,14 @@ class LlavaConfig(LlamaConfig):
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as JSON values, also under the names that transformers 4 reads."""
-        values = with_old_config_keys(super().to_dict())
+        """Return the config as JSON values."""
+        values = super().to_dict()
         values.pop("checkpoint_dir", None)
         return values
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what config.json holds, also under the names that transformers 4 reads."""
+        return with_old_config_keys(super().to_diff_dict())
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write config.json; a vision tower named relative to the old folder is named relative to the new one."""
