@@ -30,8 +30,8 @@ CHECK_TIMEOUT_S = 15.0
 LONGEST_BACKOFF_S = 120.0
 # A server that fails this often in a row is down: the rest is left for the next run instead of being retried for hours.
 FAILURES_IN_A_ROW = 20
-# A token is a few characters; a server that sends more than this for each token asked for has ignored max_tokens.
-CHARACTERS_PER_TOKEN = 100
+# Characters; a token has a few. A server that sends more than this for each token asked for has ignored max_tokens.
+LONGEST_TOKEN = 100
 # A model loaded from the Hugging Face cache is listed under a path that ends in its commit.
 SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
 
@@ -133,7 +133,7 @@ async def _ask_all(
     answered = failures = 0
     stopped: str | None = None
     too_long = False
-    longest = CHARACTERS_PER_TOKEN * settings.max_tokens
+    longest = LONGEST_TOKEN * settings.max_tokens
     waiting = collections.deque(requests)
 
     async def work() -> None:
