@@ -247,8 +247,10 @@ def load_tokenizer(source: str) -> Any:
         if tokenizer and len(tokenizer) > len(tokenizer.all_special_ids):
             return tokenizer
         raise ValueError("the vocabulary is damaged")  # transformers 4 returns False, 5 makes an empty one
-    except (ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # damaged files end in errors of many kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{source}: the tokenizer's files cannot be read ({reason}); copy them again.") from error
 
 

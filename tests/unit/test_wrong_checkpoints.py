@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from llava.imagechain.checkpoint import load_checkpoint
 from llava.model import builder
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import load_pretrained_model, load_tokenizer
 
 
 def load(folder, base=None):
@@ -72,6 +72,15 @@ def test_a_vocabulary_that_is_no_sentencepiece_model_is_refused(copy_of_tiny_lla
     (copy_of_tiny_llava.full / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match="tokenizer's files cannot be read"):
         load(copy_of_tiny_llava.full)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"added_tokens": [], "model": {"type": "BPE"}}', "[", ""])
+def test_a_tokenizer_json_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match="tokenizer's files cannot be read"):
+        load_tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "projector"])
