@@ -59,7 +59,7 @@ fi
 
 launch=("$PYTHON")
 if ((NUM_GPUS > 0)); then
-    launch+=(-m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NUM_GPUS")
+    launch+=(-m llava.imagechain.launch --nnodes "$NNODES" --nproc_per_node "$NUM_GPUS")
     if ((NNODES > 1)); then
         launch+=(--node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
     else

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -204,6 +205,25 @@ def test_two_processes_give_the_losses_of_one(tiny_base, small_stories, tmp_path
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.parametrize("asked", ["signal", "file"])
+def test_several_processes_end_an_interrupt_with_one_line_and_its_status(asked, tiny_base, small_stories, tmp_path):
+    output = tmp_path / "run"
+    launch = [sys.executable, "-m", "llava.imagechain.launch", "--standalone", "--nproc_per_node", "2"]
+    arguments = command(tiny_base, small_stories, output, "--save_strategy", "no", "--ddp_backend", "gloo")[1:]
+    process = subprocess.Popen(
+        launch + arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "training from step 0" in line:
+            break
+    (output / "stop").touch() if asked == "file" else process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=1800)
+    assert process.returncode == (130 if asked == "file" else 143), error[-3000:]
+    assert error.splitlines()[-1].endswith("the same command goes on from the last checkpoint")
+    assert "Traceback" not in error and list(output.glob("checkpoint-*"))
+    assert json.loads((output / "run.json").read_text())["status"] == "interrupted"
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(tiny_base, small_stories, tmp_path):
     arguments = ("--max_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-3", "--lora_dropout", "0")
     run(tiny_base, small_stories, tmp_path / "plain", *arguments)
@@ -299,8 +319,9 @@ def test_weights_that_the_last_step_spoiled_are_not_saved(tiny_base, small_stori
 
 
 def test_one_story_trains_and_what_leaves_none_is_an_error(tiny_base, small_stories, tmp_path):
-    run(tiny_base, small_stories, tmp_path / "one", "--limit", "1", "--num_train_epochs", "2")
+    done = run(tiny_base, small_stories, tmp_path / "one", "--limit", "1", "--num_train_epochs", "2")
     assert json.loads((tmp_path / "one" / "run.json").read_text())["steps"] == 2
+    assert re.search(r"ImageChain is trained: \S+one \(2 steps in \d+ s, mean loss \d+\.\d{4}, last \d", done.stderr)
     short = ("--max_skipped", "1", "--model_max_length", "40")
     done = run(tiny_base, small_stories, tmp_path / "long", *short, status=2)
     assert "0 are left to train on (first reason: too long: " in done.stderr
@@ -315,13 +336,13 @@ def test_the_script_prints_its_command_and_names_what_is_missing():
         [*script, "--dry-run", "--", "--seed", "3"], env=environment | more, capture_output=True, text=True, check=True
     )
     for part in (
-        "torch.distributed.run --nnodes 1 --nproc_per_node 8", "configs/train/mllm_ft.yaml", "configs/train/c3.yaml",
+        "llava.imagechain.launch --nnodes 1 --nproc_per_node 8", "configs/train/mllm_ft.yaml", "configs/train/c3.yaml",
         r"--model_name_or_path a\ model", "--output_dir runs/train/mllm_ft-c3", "zero3.json", "--seed 3",
     ):  # fmt: skip
         assert part in done.stdout
     more["NUM_GPUS"] = "0"
     done = subprocess.run([*script, "--dry-run"], env=environment | more, capture_output=True, text=True, check=True)
-    assert "distributed" not in done.stdout
+    assert "launch" not in done.stdout
     assert "deepspeed" not in done.stdout
     done = subprocess.run(
         [*script, "--dry-run"], env=environment | more | {"NNODES": "2"}, capture_output=True, text=True, check=False
