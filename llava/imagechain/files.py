@@ -149,10 +149,11 @@ def sha256_json(value: Any) -> str:
 def sha256_model(folder: Path | str) -> str:
     """Return the SHA-256 of a model folder: names, sizes, and the first and last megabyte of each file.
 
-    Subfolders (a vision tower) count, the checkpoints of a training run do not.
+    Subfolders (a vision tower) count; the checkpoints of a training run, and runs in folders of their own, do not.
     """
     folder = Path(folder)
     subfolders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("checkpoint-")]
+    subfolders = [path for path in subfolders if not (path / "run.json").is_file()]
     digest = hashlib.sha256()
     for path in sorted(file for part in (folder, *subfolders) for file in part.iterdir()):
         if path.suffix not in MODEL_SUFFIXES or path.name in ("run.json", "trainer_state.json"):

@@ -64,6 +64,9 @@ def test_the_hash_of_a_model_covers_its_vision_tower_and_not_its_checkpoints(tmp
     before = sha256_model(tmp_path)
     (tmp_path / "checkpoint-5/adapter_model.safetensors").write_bytes(b"others!")
     assert sha256_model(tmp_path) == before
+    write_json(tmp_path / "run/run.json", {})
+    write_json(tmp_path / "run/adapter_config.json", {})
+    assert sha256_model(tmp_path) == before  # its own base's hash tells whether a run may go on
     (tmp_path / "vision_tower/model.safetensors").write_bytes(b"others!")
     assert sha256_model(tmp_path) != before
 
