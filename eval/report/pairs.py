@@ -46,8 +46,9 @@ def pair_views(table: Table) -> tuple[dict[tuple[str, str], PairView], list[str]
 
 def turned(c: Comparison) -> Comparison:
     """Return the comparison of B against A."""
+    low, high = 0.0 - c.high, 0.0 - c.low  # a bound of 0 gets no sign
     return dataclasses.replace(
-        c, a=c.b, b=c.a, yes_a=c.yes_b, yes_b=c.yes_a, only_a=c.only_b, only_b=c.only_a, low=-c.high, high=-c.low
+        c, a=c.b, b=c.a, yes_a=c.yes_b, yes_b=c.yes_a, only_a=c.only_b, only_b=c.only_a, low=low, high=high
     )
 
 

@@ -1,6 +1,7 @@
 """report.html: complete, capped, self-contained, and every text in it harmless."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 from eval.report import __main__ as report
-from eval.report.pairs import pair_views
+from eval.report.pairs import pair_views, turned
 from eval.runs import read_run, sha256_json
+from eval.tables.compare import compare
 from eval.tables.table1 import build_table, pairs_sheet
 from llava.imagechain.story import bucket_of, storyframes_features
 
@@ -130,6 +132,13 @@ def test_a_pair_is_sure_only_after_the_correction_for_all_pairs_in_the_matrix_an
     assert among.sentence.startswith("ImageChain may be better than MLLM, but")
     assert "McNemar p = 0.16 after Holm's correction" in among.sentence
     assert (among.difference, back.difference) == ("+17.5", "-17.5") and back.sentence.startswith("MLLM may be worse")
+
+
+def test_a_comparison_read_from_the_other_side_has_its_bounds_turned_and_no_minus_before_zero(tmp_path):
+    rows = [(f"s{i}", 2, "p", verdict, "Yes") for i, verdict in enumerate(["yes", "yes", "no", "no"])]
+    runs = [read_run(make_run(tmp_path / "a", rows)), read_run(make_run(tmp_path / "b", rows[::-1], "mllm"))]
+    back = turned(dataclasses.replace(compare(*runs), low=0.0, high=50.0))
+    assert f"{back.low:+.1f} to {back.high:+.1f}" == "-50.0 to +0.0"
 
 
 def test_the_matrix_and_the_table_of_pairs_give_the_same_p_values(tmp_path):
