@@ -65,7 +65,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_base, samples, tmp_pa
 
 def test_one_sample_trains_and_none_is_an_error(tiny_base, samples, tmp_path):
     run(tiny_base, samples[:1], tmp_path / "one")
-    assert "0 are left to train on" in run(tiny_base, [], tmp_path / "none", status=2)
+    assert "data.json holds no samples" in run(tiny_base, [], tmp_path / "none", status=2)
     text = run(tiny_base, samples[:1], tmp_path / "long", "--model_max_length", "30", status=2)
     assert "too long" in text
     assert "at most 30 were wanted" in text
