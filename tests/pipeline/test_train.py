@@ -134,9 +134,10 @@ def test_five_steps_and_five_more_equal_ten(straight, tiny_base, small_stories, 
     refused = run(tiny_base, small_stories, output, *arguments, "--learning_rate", "1e-3", status=2)
     assert "learning_rate was 0.01, is 0.001" in refused.stderr
     record = json.loads((output / "run.json").read_text())
-    record["made_from"]["stories_sha256"] = "of other stories"
+    record["made_from"] |= {"stories_sha256": "of other stories", "frames_sha256": "of other frames"}
     (output / "run.json").write_text(json.dumps(record))
-    assert "the stories have changed" in run(tiny_base, small_stories, output, *arguments, status=2).stderr
+    wanted = "the stories have changed; the frames of the stories have changed"
+    assert wanted in run(tiny_base, small_stories, output, *arguments, status=2).stderr
 
 
 def test_an_interrupt_saves_and_the_same_command_goes_on_to_the_same_end(straight, tiny_base, small_stories, tmp_path):
