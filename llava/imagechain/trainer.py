@@ -177,6 +177,8 @@ def make_trainer(
             "label tokens. Install transformers 4.46 or newer, or set per_device_train_batch_size so that nothing is "
             "accumulated.", transformers.__version__, settings.gradient_accumulation_steps,
         )  # fmt: skip
+    if settings.world_size > 1:  # off by default from transformers 4.46 to 4.51: each process had its own mean
+        settings.average_tokens_across_devices = True
     trainer = ImageChainTrainer(
         model=model,
         args=settings,
