@@ -167,7 +167,7 @@ def test_a_config_that_contradicts_the_weights_is_an_error_without_traceback(
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({**settings, "intermediate_size": settings["intermediate_size"] + 8}))
     assert predict(copy_of_tiny_llava.full, stories, tmp_path, "--limit", 2)[0] == 2
-    assert "do its weights and config files belong together?" in capsys.readouterr().err
+    assert "do its weights, its base and its config files belong together?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
