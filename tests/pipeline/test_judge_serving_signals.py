@@ -15,10 +15,10 @@ spec.loader.exec_module(serving)
 work = serving.work
 
 
-def started(work, job):
-    """Start the script with a command and wait until that runs."""
+def started(work, job, first=":"):
+    """Start the script with a command and wait until that has done its first part and runs."""
     process = subprocess.Popen(
-        ["bash", str(serving.SCRIPT), "--", "sh", "-c", f"echo $$ > job.new; mv job.new job; {job}"], cwd=work,
+        ["bash", str(serving.SCRIPT), "--", "sh", "-c", f"{first}; echo $$ > job.new; mv job.new job; {job}"], cwd=work,
         env=serving.environment(work, PORT="0"), stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 300
@@ -41,7 +41,7 @@ def test_a_signal_to_the_script_alone_ends_the_server_at_once(work, number, stat
 
 
 def test_ctrl_c_reaches_the_command_which_may_finish_its_work(work):
-    process, _ = started(work, "trap 'touch tidy; exit 3' INT; while :; do sleep 0.1; done")
+    process, _ = started(work, "while :; do sleep 0.1; done", first="trap 'touch tidy; exit 3' INT")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(120) == 130
     assert (work / "tidy").exists() and not any(map(serving.alive, serving.server_pids(work)))
