@@ -17,6 +17,7 @@ import torch
 
 from llava.imagechain.arguments import DataArguments, ModelArguments
 from llava.imagechain.checkpoint import load_checkpoint
+from llava.imagechain.compat import TRANSFORMERS_VERSION
 from llava.imagechain.estimate import Estimate, PredictPlan, TrainPlan, estimate, kept_bytes, meta_model
 from llava.imagechain.parts import part_of, prepare_model, trainable_table
 from llava.imagechain.weights import name_in_files
@@ -185,6 +186,7 @@ def test_a_dry_run_reads_from_the_deepspeed_config_what_is_kept_elsewhere(place,
     assert seen[0].offload == offloaded
 
 
+@pytest.mark.skipif(TRANSFORMERS_VERSION < (5, 0), reason="the layers of older library versions keep more")
 @pytest.mark.parametrize("rank", [8, None])
 def test_kept_activations_are_those_measured(rank):
     from transformers import LlamaConfig, LlamaModel
