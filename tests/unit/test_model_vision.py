@@ -71,8 +71,9 @@ def test_no_frame_gives_no_feature_and_no_call(tower):
     assert encode_frames(tower, FRAMES[:0]).shape == (0, 16, 32)
 
 
+# Both end without taking the interpreter down, as llava.imagechain.distributed.end_process does and says why.
 WORKER = """
-import sys, torch
+import os, sys, torch
 import torch.distributed as dist
 from llava.imagechain.vision import encode_frames
 
@@ -96,6 +97,9 @@ for counts, limit in (((3, 17), 2), ((0, 5), None), ((4, 0), 3)):
     features = encode_frames(Tower(), frames, limit, in_step=True)
     assert torch.equal(features[:, 0], frames.mean((2, 3))), features
     print(Tower.calls, flush=True)
+dist.barrier()
+dist.destroy_process_group()
+os._exit(0)
 """
 
 
@@ -124,7 +128,7 @@ def test_two_processes_with_unequal_frames_make_equally_many_calls(tmp_path):
 
 
 EVALUATION = """
-import sys, torch
+import os, sys, torch
 import torch.distributed as dist
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
@@ -133,7 +137,8 @@ dist.init_process_group("gloo", init_method=sys.argv[2], rank=rank, world_size=2
 model = LlavaLlamaForCausalLM.from_pretrained(sys.argv[3]).eval()
 for _ in range(batches):
     model.generate(torch.tensor([[1, 40, -200]]), images=[torch.zeros(3, 28, 28)], max_new_tokens=1, pad_token_id=0)
-print("done")
+print("done", flush=True)
+os._exit(0)
 """
 
 
