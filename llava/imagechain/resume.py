@@ -49,6 +49,8 @@ def find_start(groups: Groups, made_from: dict[str, str]) -> str | None:
     if settings.overwrite or not goes_on:
         return None
     before = read_json(folder / "run.json")
+    if not isinstance(before, dict):
+        raise ConfigError(f"{folder / 'run.json'} is no record of a run; give another --output_dir, or --overwrite")
     checkpoint = last_checkpoint(folder)
     finished = before.get("status") == "success" and (is_adapter(folder) or (folder / "config.json").is_file())
     if not (finished or checkpoint):

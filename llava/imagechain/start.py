@@ -113,7 +113,8 @@ def planned_config(model_arguments: Any, data: Any) -> Any:
     if is_language_model(folder):
         vision = {"mm_vision_tower": model_arguments.vision_tower, **LAYOUT, **MODULES}
         for name, value in vision.items():
-            setattr(config, name, getattr(model_arguments, name, None) or value)
+            given = getattr(model_arguments, name, None)
+            setattr(config, name, value if given is None else given)
         config.mm_hidden_size = vision_config(config, folder).hidden_size
     set_layout(config, model_arguments, data)
     settle_decisions(config, asked_of(model_arguments), trained=False)

@@ -241,6 +241,14 @@ def test_a_new_start_beside_checkpoints_of_an_earlier_run_is_refused(flags, tmp_
     assert find_start(groups, {}) is None and not list((tmp_path / "out").iterdir())
 
 
+def test_a_run_json_that_is_no_record_is_told(flags, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("[]")
+    groups, _ = parse_arguments([*config_files("base", "imagechain", "c2_7"), *flags])
+    with pytest.raises(ConfigError, match=r"run.json is no record of a run.*--overwrite"):
+        find_start(groups, {})
+
+
 def test_missing_packages_are_named_with_their_extra(flags, monkeypatch):
     import importlib.util
 
