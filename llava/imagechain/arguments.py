@@ -30,7 +30,7 @@ from llava.imagechain.distributed import (
 )
 from llava.imagechain.estimate import DEFAULT_TFLOPS
 from llava.imagechain.features import DTYPES
-from llava.imagechain.files import read_json
+from llava.imagechain.files import read_object
 from llava.imagechain.labels import LOSS_ON
 from llava.imagechain.limits import number_problems
 from llava.imagechain.llava_json import json_problems
@@ -338,13 +338,11 @@ def _check_model(folder: Path, model: ModelArguments) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"model_name_or_path: {folder} is not a model folder (no config.json in it)"]
     try:
-        config = read_json(folder / "config.json")
+        config = read_object(folder / "config.json")
         if is_adapter(folder):
             check_adapter(folder, model)
     except (ValueError, FileNotFoundError) as error:
         return [f"model_name_or_path: {error}"]
-    if not isinstance(config, dict):
-        return [f"model_name_or_path: {folder}/config.json holds a {type(config).__name__}; settings were wanted"]
     if not config.get("mm_vision_tower"):
         if model.vision_tower:
             return []  # a language model that gets its tower now

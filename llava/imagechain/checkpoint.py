@@ -20,7 +20,7 @@ import torch
 
 from llava.imagechain.compat import gathered
 from llava.imagechain.distributed import zero3_is_on
-from llava.imagechain.files import atomic_path, follow_umask, read_json, write_json
+from llava.imagechain.files import atomic_path, follow_umask, read_json, read_object, write_json
 from llava.imagechain.weights import name_in_files, read_tensors, shortened
 
 ADAPTER_CONFIG, NON_LORA = "adapter_config.json", "non_lora_trainables.bin"
@@ -80,7 +80,7 @@ def load_checkpoint(
 
     if not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{path}: a model folder with config.json was wanted.")
-    if is_adapter(path) and (kind := read_json(Path(path) / ADAPTER_CONFIG).get("peft_type")) != "LORA":
+    if is_adapter(path) and (kind := read_object(Path(path) / ADAPTER_CONFIG).get("peft_type")) != "LORA":
         raise ValueError(f"{path}: a LoRA adapter was wanted, found {kind!r}.")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:

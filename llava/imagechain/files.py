@@ -80,6 +80,18 @@ def read_json(path: Path | str) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}. Fix or regenerate the file.") from error
 
 
+def read_object(path: Path | str) -> dict[str, Any]:
+    """Read a JSON file that holds settings.
+
+    Raises:
+        ValueError: The file is not valid JSON, or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: settings were wanted, found a {type(found).__name__}.")
+    return found
+
+
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     """Read a JSONL file that a run may have been interrupted in.
 

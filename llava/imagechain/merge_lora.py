@@ -18,7 +18,7 @@ from typing import Any
 
 from llava.imagechain.command import run_command
 from llava.imagechain.config import ConfigError, to_json
-from llava.imagechain.files import read_json
+from llava.imagechain.files import read_object
 from llava.imagechain.manifest import Run, run_manifest
 from llava.imagechain.saving import (
     FolderConfig,
@@ -42,7 +42,7 @@ def check(config: FolderConfig) -> tuple[Path, str]:
     """
     if not (config.checkpoint / "adapter_config.json").is_file():
         raise ConfigError(f"{config.checkpoint} is no LoRA folder: adapter_config.json was wanted in it")
-    kind = read_json(config.checkpoint / "adapter_config.json").get("peft_type")
+    kind = read_object(config.checkpoint / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise ConfigError(f"{config.checkpoint}: a LoRA adapter was wanted, found {kind!r}")
     base = trained_base(config)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.imagechain.config import ConfigError, option
-from llava.imagechain.files import atomic_path, follow_umask, inside, read_json, write_json
+from llava.imagechain.files import atomic_path, follow_umask, inside, read_json, read_object, write_json
 from llava.imagechain.manifest import other_base, training_manifest
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def find_base(checkpoint: Path, base: Path | None, advice: str = "give its folde
     Raises:
         ConfigError: It is not there, or not a whole model.
     """
-    named = str(read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path") or "")
+    named = str(read_object(checkpoint / "adapter_config.json").get("base_model_name_or_path") or "")
     tried = [base] if base else [checkpoint / named, Path(named)] if named else []
     found = next((folder for folder in tried if (folder / "config.json").is_file()), None)
     if found is None:

@@ -11,7 +11,7 @@ from typing import Any
 from llava.imagechain.checkpoint import ADAPTER_CONFIG, is_adapter, read_non_lora
 from llava.imagechain.config import ConfigError
 from llava.imagechain.decisions import asked_of, settle_decisions
-from llava.imagechain.files import read_json, sha256_model
+from llava.imagechain.files import read_json, read_object, sha256_model
 from llava.imagechain.parts import part_of, trained_parts
 from llava.imagechain.quantized import quantization_config
 
@@ -72,7 +72,7 @@ def check_adapter(folder: Path, model_arguments: Any) -> None:
     from llava.imagechain.saving import find_base
 
     find_base(folder, None, advice="put it there, or train on from the two merged (scripts/merge_lora.sh)")
-    adapter = read_json(folder / ADAPTER_CONFIG)
+    adapter = read_object(folder / ADAPTER_CONFIG)
     problems = []
     if not model_arguments.lora_enable:
         problems.append("lora_enable: false, but an adapter can only train on as one; scripts/merge_lora.sh merges it")

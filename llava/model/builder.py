@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.imagechain.checkpoint import load_named
 from llava.imagechain.compat import DTYPE_KEYWORD, TRANSFORMERS_VERSION, as_dtype, attention_implementation
-from llava.imagechain.files import read_json
+from llava.imagechain.files import read_object
 from llava.imagechain.manifest import other_base
 from llava.imagechain.quantized import quantization_config
 from llava.imagechain.vision import complete_vision_tower
@@ -205,10 +205,7 @@ def _model_type(model_path: str) -> str:
 
 def _settings(file: Path) -> dict[str, Any] | None:
     """Read a config file of a model folder; None without one."""
-    found = read_json(file) if file.is_file() else None
-    if found is not None and not isinstance(found, dict):
-        raise ValueError(f"{file}: settings were wanted, found a {type(found).__name__}.")
-    return found
+    return read_object(file) if file.is_file() else None
 
 
 def _base_folder(model_path: str, model_base: str | None, adapter: dict[str, Any] | None) -> str | None:

@@ -70,6 +70,13 @@ def test_an_adapter_whose_base_is_gone_is_refused(adapter, small_stories, tmp_pa
     assert "scripts/merge_lora.sh" in done.stderr
 
 
+def test_an_adapter_whose_settings_are_a_list_is_refused(adapter, small_stories, tmp_path):
+    damaged = shutil.copytree(adapter, tmp_path / "damaged")
+    (damaged / "adapter_config.json").write_text("[]")
+    done = run(damaged, small_stories, tmp_path / "on", status=2)
+    assert "adapter_config.json: settings were wanted, found a list" in done.stderr
+
+
 def test_a_plan_of_an_adapter_needs_no_weights(adapter, small_stories, tmp_path):
     done = run(adapter, small_stories, tmp_path / "on", "--dry_run", *C3)
     assert f"model: {adapter}" in done.stdout

@@ -262,3 +262,18 @@ def test_a_merge_by_hand_gives_the_same_files(tiny_llava, stories, parts, whole,
     assert "would be merged: 9 predictions and 1 skipped" in capsys.readouterr().out
     assert merge_main(["--output-dir", str(parts)]) == 0
     assert files(parts) == files(whole)
+
+
+def test_parts_that_do_not_say_their_stories_are_not_merged(tiny_llava, stories, parts, capsys):
+    predict(tiny_llava.full, stories, parts, "--num-shards", 3, "--shard", 2)
+    for path in (parts / "shards").glob("*/run.json"):
+        facts = json.loads(path.read_text())
+        del facts["identity"]["frames_sha256"]  # as in older runs
+        path.write_text(json.dumps(facts))
+    assert merge_main(["--output-dir", str(parts), "--dry-run"]) == 0
+    for path in (parts / "shards").glob("*/run.json"):
+        facts = json.loads(path.read_text())
+        del facts["identity"]["stories_sha256"]
+        path.write_text(json.dumps(facts))
+    assert merge_main(["--output-dir", str(parts), "--dry-run"]) == 2
+    assert "made with other stories" in capsys.readouterr().err
